@@ -1,0 +1,58 @@
+"""Devices: what a network runs on, each a small TOML file in devices/ (its name is the device's) or anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ofa.errors import OfaError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent / "devices"
+
+
+class DeviceError(OfaError):
+    """No device has this name, or its file is wrong."""
+
+
+class DeviceSpec(BaseModel):
+    """Everything besides the network that fixes a latency."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str = ""
+    runtime: str  # a module of deploy.runtimes
+    provider: str = "CPUExecutionProvider"
+    num_threads: int = Field(1, ge=1)
+    batch_size: int = Field(1, ge=1)
+
+
+def list_devices() -> list[str]:
+    """Return the names of the devices that ship with the toolkit."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def get_device(name: str) -> DeviceSpec:
+    """Load a device by name, or from the path of a .toml file.
+
+    Raises:
+        DeviceError: listing the names that exist, or the field that is wrong.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file() or (not name.endswith(".toml") and name not in list_devices()):
+        raise DeviceError(f"unknown device {name!r}; known: {', '.join(list_devices())} (or the path of a .toml file)")
+    try:
+        return DeviceSpec(name=path.stem, **tomllib.loads(path.read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DeviceError(f"{path}: {where}: {first['msg']}; fields: {', '.join(DeviceSpec.model_fields)}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise DeviceError(f"{path}: not a device file ({error})") from None

@@ -1,0 +1,123 @@
+"""Files that other commands rely on: written whole or not at all, read with a clear error.
+
+JSON for what is decided, JSON lines for what grows. A file is written to a temporary name beside its target, flushed to
+disk and renamed, so that a crash or a full disk leaves the old file as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ofa.errors import OfaError
+
+MAX_JSON_BYTES = 256 * 2**20
+
+
+class ArtefactError(OfaError):
+    """A file is missing, damaged or of another kind than expected."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically: temporary name, fsync, rename, fsync of the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; artefacts are shared like any other file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory entry to disk, so that a rename survives a power loss."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically. NaN and infinity are refused: other readers could not parse them."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, *, schema: str) -> dict[str, Any]:
+    """Read a JSON object whose "schema" field is `schema`.
+
+    Raises:
+        ArtefactError: if the file is missing, too large, not JSON, not an object, or of another schema.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ArtefactError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, expected a {schema} file")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtefactError(f"{path}: no such file, expected a {schema} file") from None
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror}), expected a {schema} file") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtefactError(f"{path}: not valid JSON ({reason}); it is damaged or not a {schema} file") from None
+    if not isinstance(value, dict) or value.get("schema") != schema:
+        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        raise ArtefactError(f"{path}: schema is {found!r}, expected {schema!r}; it is not the file this command needs")
+    return value
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record as a line and flush it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with path.open("a+b") as file:
+        # A crash can leave half a line behind; starting on a fresh one keeps the new record readable.
+        if file.tell() and not _ends_with_newline(file):
+            line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON-lines file; lines that a crash cut off are passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield record
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_positive(value: object) -> bool:
+    """Whether `value` is a finite number above zero (and not a bool)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0

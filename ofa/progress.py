@@ -1,0 +1,53 @@
+"""Progress of long work on stderr: a live bar on a terminal, a line every half minute in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[..., None]
+LOG_SECONDS = 30.0
+
+
+def say(message: str) -> None:
+    """Print a line for people, to stderr; stdout is for results."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+@contextmanager
+def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    """Show progress; yields `advance(n=1, note="")`. Time left is estimated from what this process did itself."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _logger(description, total, done)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+
+        def advance(n: int = 1, note: str | None = None) -> None:
+            bar.update(task, advance=n, **({} if note is None else {"note": note}))
+
+        yield advance
+
+
+def _logger(description: str, total: int, done: int) -> Advance:
+    start = last = time.monotonic()
+    count, latest = 0, ""
+
+    def advance(n: int = 1, note: str | None = None) -> None:
+        nonlocal last, count, latest
+        count, latest = count + n, latest if note is None else note
+        now = time.monotonic()
+        if now - last >= LOG_SECONDS:
+            last = now
+            left = (now - start) / count * (total - done - count)
+            say(f"{description} {done + count}/{total}, {left / 60:.1f} min left  {latest}")
+
+    return advance

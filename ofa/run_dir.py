@@ -1,0 +1,176 @@
+"""A run directory: where each stage writes and the next one reads.
+
+    run.json                     space, classes, data, and the commands that were run, with versions and host
+    supernet/                    config.json, metrics.jsonl, step_NNNNNN/
+    latency/<device>.json        a table and its error
+    search/<tag>/                trials.jsonl (shared by all tags, one level up), front.json, best/
+    export/<tag>/                model.onnx, model.json, ...
+    report.html
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ofa.artefacts import ArtefactError, read_json, write_json
+from ofa.errors import OfaError
+from ofa.space import ArchConfig, SearchSpace
+from ofa.spaces import get_space
+
+if TYPE_CHECKING:
+    from ofa.supernet import Supernet
+    from ofa.training.data import Images, Preprocessing
+
+SCHEMA = "ofa.run/1"
+
+
+class RunError(OfaError):
+    """A directory is no run, or a run of another space or data."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the images came from and how they are split and normalised."""
+
+    source: str
+    classes: tuple[str, ...]
+    validation_fraction: float
+    seed: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip: bool
+
+
+class Run:
+    """Read access to a run; `Run.create` makes one."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open an existing run.
+
+        Raises:
+            RunError: if `path` is not a run directory.
+        """
+        self.path = Path(path)
+        if not (self.path / "run.json").exists():
+            raise RunError(f"{path}: not a run directory (no run.json inside); make one with: ofa train --out {path}")
+        self.record = read_json(self.path / "run.json", schema=SCHEMA)
+        try:
+            data = dict(self.record["data"])
+            for name in ("classes", "mean", "std"):
+                data[name] = tuple(data[name])
+            self.data = DataSource(**data)
+            self.space_name = str(self.record["space"])
+            self._only = self.record["arch"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"{self.path / 'run.json'}: incomplete ({error})") from None
+
+    @classmethod
+    def create(cls, path: Path, space: SearchSpace, data: DataSource, only: ArchConfig | None) -> Run:
+        """Start a run directory; `only` restricts its space to one architecture."""
+        record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "space": space.name,
+            "arch": None if only is None else space.to_json(only),
+            "data": {**data.__dict__, "classes": list(data.classes), "mean": list(data.mean), "std": list(data.std)},
+            "commands": [],
+        }
+        write_json(path / "run.json", record)
+        return cls(path)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        space = get_space(self.space_name, num_classes=len(self.data.classes))
+        return space if self._only is None else space.restrict(space.from_json(self._only))
+
+    @property
+    def supernet_dir(self) -> Path:
+        return self.path / "supernet"
+
+    def latency_path(self, device: str) -> Path:
+        return self.path / "latency" / f"{device}.json"
+
+    def load_supernet(self) -> Supernet:
+        """Build the supernet with the weights of the newest checkpoint.
+
+        Raises:
+            ArtefactError: if there is no checkpoint, or it is damaged or of another network.
+        """
+        from ofa.supernet import Supernet
+        from ofa.training.checkpoint import load_latest
+
+        net = Supernet(self.space)
+        load_latest(self.supernet_dir, net)
+        return net.eval()
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        from ofa.training.data import Preprocessing
+
+        return Preprocessing(self.data.mean, self.data.std, self.data.flip)
+
+    def load_train_and_validation(self, *, strict: bool = False) -> tuple[Images, Images]:
+        """Load the images that the supernet was trained on and those held out of them."""
+        from ofa.training.data import load_images, split_validation
+
+        data = load_images(self.data.source, "train", max_size=self.max_resolution, strict=strict)
+        self.check_classes(data)
+        return split_validation(data, fraction=self.data.validation_fraction, seed=self.data.seed)
+
+    def check_classes(self, data: Images) -> None:
+        """Raise RunError unless `data` has the classes that the run was trained on."""
+        if data.classes != self.data.classes:
+            raise RunError(f"{self.data.source}: classes are {', '.join(data.classes[:5])}..., but {self.path} was trained on {', '.join(self.data.classes[:5])}...")
+
+    @property
+    def max_resolution(self) -> int:
+        return max_resolution(self.space)
+
+    def log_command(self, argv: Sequence[str], seconds: float) -> None:
+        """Append a command to run.json: who wants to repeat the run finds it there."""
+        record = read_json(self.path / "run.json", schema=SCHEMA)
+        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record["commands"].append({"argv": list(argv), "finished": finished, "seconds": round(seconds, 1), "host": host_facts()})
+        write_json(self.path / "run.json", record)
+
+
+def max_resolution(space: SearchSpace) -> int:
+    """Largest input resolution of a space, pixels."""
+    options = space.dimensions[space.column["resolution"]].options
+    return max(int(option) for option in options)
+
+
+def host_facts() -> dict[str, str]:
+    """Processor, system and versions: what a measurement depends on."""
+    return {"cpu": cpu_model(), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), **versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    names = ("ofa-toolkit", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "scikit-learn")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def cpu_model() -> str:
+    """Processor name as the system gives it."""
+    if sys.platform == "linux":
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith(("model name", "Model")):
+                    return line.partition(":")[2].strip()
+        except OSError:
+            pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,354 @@
+"""What can be chosen: dimensions, architectures, and the blocks that a choice stands for.
+
+An architecture is a point in a product of finite choices; a population is an integer matrix of option indices
+(n, dimensions), so that sampling, mutation, cost and prediction are array arithmetic. This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.errors import OfaError
+
+Value = int | float | str
+Population = NDArray[np.int16]  # (n, dimensions) option indices
+ARCH_SCHEMA = "ofa.arch/1"
+
+
+class InvalidArchError(OfaError):
+    """An architecture does not fit its space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One choice.
+
+    `requires` = (name of another dimension, index): this choice matters only while the other one is at that option index
+    or above. A block's kernel size, for example, is of no effect when the stage is too shallow to hold the block.
+    """
+
+    name: str
+    options: tuple[Value, ...]  # smallest first
+    requires: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchConfig:
+    """One architecture: a value for every dimension of its space, in the space's order."""
+
+    space: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """Everything that fixes a block's weights' shape and its cost: the key of a latency table."""
+
+    kind: str  # an entry of ofa.blocks.KINDS
+    in_channels: int
+    out_channels: int
+    resolution: int  # height and width of the input, pixels
+    kernel_size: int = 1
+    stride: int = 1
+    hidden_channels: int = 0  # expanded width of an mbconv
+    act: str = "none"
+    se: bool = False
+    bias: bool = False
+
+    @property
+    def out_resolution(self) -> int:
+        """Height and width of the output, pixels, with "same" padding."""
+        return 1 if self.kind in ("pool", "linear") else (self.resolution - 1) // self.stride + 1
+
+    @property
+    def residual(self) -> bool:
+        """Whether the input is added to the output (Sandler et al. 2018, section 3.3)."""
+        return self.kind == "mbconv" and self.stride == 1 and self.in_channels == self.out_channels
+
+    def __str__(self) -> str:
+        parts = [self.kind, f"{self.in_channels}->{self.out_channels}"]
+        if self.hidden_channels:
+            parts.append(f"hidden {self.hidden_channels}")
+        if self.kind not in ("pool", "linear"):
+            parts.append(f"k{self.kernel_size} s{self.stride}")
+        parts += [flag for flag in (self.act if self.act != "none" else "", "se" if self.se else "") if flag]
+        return " ".join([*parts, f"r{self.resolution}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: object) -> BlockSpec:
+        """Read a spec back from JSON.
+
+        Raises:
+            OfaError: if a field is missing, unknown or of the wrong type.
+        """
+        if not isinstance(value, dict):
+            raise OfaError(f"block {value!r}: expected an object with the fields of a BlockSpec")
+        types = {"kind": str, "act": str, "se": bool, "bias": bool}
+        names = {field.name for field in fields(cls)}
+        for name, item in value.items():
+            if name not in names or type(item) is not types.get(name, int):
+                raise OfaError(f"block {value!r}: field {name!r} = {item!r} is not one of a BlockSpec's ({sorted(names)})")
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise OfaError(f"block {value!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the network and the dimensions that decide which block stands there."""
+
+    name: str
+    depends_on: tuple[str, ...]
+    choose: Callable[..., BlockSpec | None]  # values of `depends_on` -> block, or None for no block
+
+
+class SearchSpace(ABC):
+    """A product of dimensions and the chain of blocks that each of its points stands for.
+
+    Subclasses give `name`, `num_classes`, `dimensions` and `slots`; all else follows from them. Tables over the slots' own
+    few dimensions are built once, so that the blocks of a whole population are found by indexing.
+    """
+
+    name: str
+    num_classes: int
+    bn_eps: float = 1e-5
+
+    @property
+    @abstractmethod
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The choices, in a fixed order."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[Slot, ...]:
+        """The places for blocks, in execution order."""
+
+    # -- one architecture ------------------------------------------------------------------------------------------
+
+    def blocks(self, arch: ArchConfig) -> dict[str, BlockSpec]:
+        """Return name -> block of an architecture, in execution order."""
+        self.check(arch)
+        chosen = ((slot.name, slot.choose(*(arch.values[self.column[d]] for d in slot.depends_on))) for slot in self.slots)
+        return {name: spec for name, spec in chosen if spec is not None}
+
+    def resolution(self, arch: ArchConfig) -> int:
+        """Height and width of the input image, pixels."""
+        return int(arch.values[self.column["resolution"]])
+
+    def arch(self, **choices: Value) -> ArchConfig:
+        """Return the largest architecture with some choices changed; dots in names are written as double underscores."""
+        named = {name.replace("__", "."): value for name, value in choices.items()}
+        largest = {d.name: d.options[-1] for d in self.dimensions}
+        return self.from_values(largest | named)
+
+    def from_values(self, values: Mapping[str, Value]) -> ArchConfig:
+        """Make an architecture from name -> value.
+
+        Raises:
+            InvalidArchError: for a missing or unknown name or an illegal value; it lists the legal ones.
+        """
+        names = [d.name for d in self.dimensions]
+        unknown = sorted(set(values) - set(names))
+        missing = [name for name in names if name not in values]
+        if unknown:
+            raise InvalidArchError(f"{self.name} has no dimension {unknown[0]!r}; it has: {', '.join(names)}")
+        if missing:
+            raise InvalidArchError(f"{self.name}: no value for {missing[0]!r}; expected one value for each of {len(names)} dimensions")
+        return self.check(ArchConfig(self.name, tuple(values[name] for name in names)))
+
+    def check(self, arch: ArchConfig) -> ArchConfig:
+        """Return `arch` if it fits this space.
+
+        Raises:
+            InvalidArchError: naming the dimension, its value and the legal values.
+        """
+        if arch.space != self.name:
+            raise InvalidArchError(f"architecture belongs to space {arch.space!r}, expected {self.name!r}")
+        if len(arch.values) != len(self.dimensions):
+            raise InvalidArchError(f"{self.name}: architecture has {len(arch.values)} values, expected {len(self.dimensions)}")
+        for dimension, value in zip(self.dimensions, arch.values, strict=True):
+            if isinstance(value, bool) or value not in dimension.options:
+                legal = ", ".join(map(str, dimension.options))
+                raise InvalidArchError(f"{self.name}: {dimension.name} = {value!r} is not one of: {legal}")
+        return arch
+
+    def to_json(self, arch: ArchConfig) -> dict[str, Any]:
+        """Return the readable form that arch.json holds; `from_json` reads it back."""
+        values = {d.name: v for d, v in zip(self.dimensions, arch.values, strict=True)}
+        return {"schema": ARCH_SCHEMA, "space": self.name, "values": values}
+
+    def from_json(self, value: Mapping[str, Any]) -> ArchConfig:
+        """Read an architecture from its JSON object.
+
+        Raises:
+            InvalidArchError: if it is of another schema or space, or holds an illegal value.
+        """
+        if value.get("schema") != ARCH_SCHEMA:
+            raise InvalidArchError(f"architecture: schema is {value.get('schema')!r}, expected {ARCH_SCHEMA!r}")
+        if value.get("space") != self.name:
+            raise InvalidArchError(f"architecture belongs to space {value.get('space')!r}, expected {self.name!r}")
+        values = value.get("values")
+        if not isinstance(values, dict):
+            raise InvalidArchError(f"architecture: 'values' is {type(values).__name__}, expected an object of name: value")
+        for name, item in values.items():
+            if not isinstance(item, int | float | str):
+                raise InvalidArchError(f"{self.name}: {name} = {item!r} is not a number or a word")
+        return self.from_values(values)
+
+    @property
+    def largest(self) -> ArchConfig:
+        return ArchConfig(self.name, tuple(d.options[-1] for d in self.dimensions))
+
+    @property
+    def smallest(self) -> ArchConfig:
+        return ArchConfig(self.name, tuple(d.options[0] for d in self.dimensions))
+
+    # -- populations: integer matrices of option indices -------------------------------------------------------------
+
+    def encode(self, archs: Sequence[ArchConfig]) -> Population:
+        """Return the population matrix (n, dimensions) of some architectures."""
+        index = [{value: i for i, value in enumerate(d.options)} for d in self.dimensions]
+        rows = [[index[c][v] for c, v in enumerate(self.check(arch).values)] for arch in archs]
+        return np.array(rows, dtype=np.int16).reshape(len(rows), len(self.dimensions))
+
+    def decode(self, population: Population) -> list[ArchConfig]:
+        """Return the architectures of a population matrix."""
+        options = [d.options for d in self.dimensions]
+        return [
+            ArchConfig(self.name, tuple(option[i] for option, i in zip(options, row, strict=True)))
+            for row in population.tolist()
+        ]
+
+    def sample(self, rng: np.random.Generator, n: int) -> Population:
+        """Draw n architectures, every choice uniform and independent, in canonical form."""
+        uniform = rng.random((n, len(self.dimensions)), dtype=np.float32)
+        # float32 draws reach 1 - 2^-24 at most, so the product stays below num_options for all sizes in use
+        return self.canonical((uniform * self.num_options.astype(np.float32)).astype(np.int16))
+
+    def mutate(self, population: Population, rng: np.random.Generator, probability: float) -> Population:
+        """Redraw every choice with `probability`; returns a new canonical population."""
+        redraw = rng.random(population.shape, dtype=np.float32) < probability
+        return self.canonical(np.where(redraw, self.sample(rng, len(population)), population))
+
+    def crossover(self, first: Population, second: Population, rng: np.random.Generator) -> Population:
+        """Take every choice from one of two parents at random; returns a new canonical population."""
+        return self.canonical(np.where(rng.random(first.shape, dtype=np.float32) < 0.5, first, second))
+
+    def active(self, population: Population) -> NDArray[np.bool_]:
+        """Tell which choices have an effect, (n, dimensions)."""
+        active = np.ones(population.shape, dtype=bool)
+        for column, other, index in self._requirements:
+            active[:, column] = active[:, other] & (population[:, other] >= index)
+        return active
+
+    def canonical(self, population: Population) -> Population:
+        """Set every choice without effect to its first option: equal networks become equal rows."""
+        return np.where(self.active(population), population, np.int16(0))
+
+    def one_hot(self, population: Population) -> NDArray[np.float32]:
+        """Encode for a predictor: (n, total options); a choice without effect is all zeros (as in Cai et al. 2020)."""
+        offsets = np.concatenate([[0], np.cumsum(self.num_options)])
+        encoded = np.zeros((len(population), int(offsets[-1])), dtype=np.float32)
+        np.put_along_axis(encoded, population + offsets[:-1], self.active(population).astype(np.float32), axis=1)
+        return encoded
+
+    def size(self) -> int:
+        """Count the distinct networks, an exact integer."""
+        children: dict[str, list[Dimension]] = {}
+        for d in self.dimensions:
+            if d.requires:
+                children.setdefault(d.requires[0], []).append(d)
+
+        def count(dimension: Dimension) -> int:
+            dependants = children.get(dimension.name, [])
+            return sum(
+                math.prod(count(d) for d in dependants if d.requires and option >= d.requires[1])
+                for option in range(len(dimension.options))
+            )
+
+        return math.prod(count(d) for d in self.dimensions if d.requires is None)
+
+    def block_ids(self, population: Population) -> NDArray[np.int32]:
+        """Return for every architecture and slot the index into `all_blocks`, (n, slots); -1 where no block stands."""
+        ids = np.empty((len(population), len(self.slots)), dtype=np.int32)
+        for s, (columns, strides, table) in enumerate(self._slot_tables[1]):
+            index = np.zeros(len(population), dtype=np.int32)
+            for column, stride in zip(columns, strides, strict=True):
+                index += population[:, column].astype(np.int32) * stride
+            ids[:, s] = table[index]
+        return ids
+
+    @property
+    def all_blocks(self) -> tuple[BlockSpec, ...]:
+        """Every distinct block that some architecture uses: what a latency table must contain."""
+        return self._slot_tables[0]
+
+    def slot_blocks(self, slot: Slot) -> list[BlockSpec]:
+        """Every block that can stand in a slot."""
+        options = [self.dimensions[self.column[name]].options for name in slot.depends_on]
+        specs = (slot.choose(*values) for values in itertools.product(*options))
+        return list(dict.fromkeys(spec for spec in specs if spec is not None))
+
+    def restrict(self, arch: ArchConfig) -> SearchSpace:
+        """Return the space that holds this one architecture: what "trained alone" means, through the same code."""
+        return RestrictedSpace(self, arch)
+
+    # -- tables built once -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def column(self) -> dict[str, int]:
+        """Dimension name -> column of the population matrix."""
+        return {d.name: c for c, d in enumerate(self.dimensions)}
+
+    @cached_property
+    def num_options(self) -> NDArray[np.int64]:
+        return np.array([len(d.options) for d in self.dimensions])
+
+    @cached_property
+    def _requirements(self) -> list[tuple[int, int, int]]:
+        """(column, column it requires, smallest index there); dimensions stand after those that they require."""
+        return [(c, self.column[d.requires[0]], d.requires[1]) for c, d in enumerate(self.dimensions) if d.requires]
+
+    @cached_property
+    def _slot_tables(self) -> tuple[tuple[BlockSpec, ...], list[tuple[list[int], list[int], NDArray[np.int32]]]]:
+        ids: dict[BlockSpec, int] = {}
+        tables = []
+        for slot in self.slots:
+            columns = [self.column[name] for name in slot.depends_on]
+            options = [self.dimensions[c].options for c in columns]
+            strides = [math.prod(len(o) for o in options[i + 1 :]) for i in range(len(options))]
+            specs = [slot.choose(*values) for values in itertools.product(*options)]
+            table = [-1 if spec is None else ids.setdefault(spec, len(ids)) for spec in specs]
+            tables.append((columns, strides, np.array(table, dtype=np.int32)))
+        return tuple(ids), tables
+
+
+class RestrictedSpace(SearchSpace):
+    """A space in which every dimension has one option left."""
+
+    def __init__(self, space: SearchSpace, arch: ArchConfig) -> None:
+        space.check(arch)
+        self.name, self.num_classes, self.bn_eps = space.name, space.num_classes, space.bn_eps
+        self._slots = space.slots
+        self._dimensions = tuple(Dimension(d.name, (v,)) for d, v in zip(space.dimensions, arch.values, strict=True))
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        return self._dimensions
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self._slots

@@ -1,0 +1,37 @@
+"""Search spaces by name: a file here is a space, its name is the file's name; a dotted module name works from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+from ofa.errors import OfaError
+from ofa.space import SearchSpace
+
+
+class UnknownSpaceError(OfaError):
+    """No space has this name."""
+
+
+def list_spaces() -> list[str]:
+    """Return the names of the spaces that ship with the toolkit."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
+    """Load a space by name, e.g. "mbv3_small_image", or by a dotted module name such as "my_lab.wide".
+
+    Raises:
+        UnknownSpaceError: listing the names that exist.
+    """
+    try:
+        if "." not in name and name not in list_spaces():
+            raise ImportError(name)
+        space: Any = importlib.import_module(name if "." in name else f"{__name__}.{name}").SPACE
+    except (ImportError, AttributeError, ValueError):
+        raise UnknownSpaceError(
+            f"unknown space {name!r}; known: {', '.join(list_spaces())} (or the dotted name of a module with a SPACE)"
+        ) from None
+    return space if num_classes is None else dataclasses.replace(space, num_classes=num_classes)
