@@ -1,0 +1,145 @@
+"""Limits on a population: how far it misses them, how much of the space fits, and what is the nearest that would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.limits import Limit, format_value, parse_limit
+from latency.cost import CostModel, CountCost
+from latency.table import LatencyTable
+from ofa.errors import OfaError
+from ofa.run_dir import Run
+from ofa.space import Population, SearchSpace
+from search.strategies.evolution import Evolution, EvolutionConfig
+
+SAMPLES = 20_000
+
+
+class InfeasibleError(OfaError):
+    """No architecture of the space meets the limits."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Values of one cost over the space, and the share of uniform draws that a limit allows."""
+
+    limit: Limit
+    minimum: float
+    median: float
+    maximum: float
+    share: float
+
+    def __str__(self) -> str:
+        values = (format_value(self.limit.quantity, v) for v in (self.minimum, self.median, self.maximum))
+        return f"{self.limit}: min {next(values)}, median {next(values)}, max {next(values)}; {self.share:.1%} of the space fits"
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Limits with the cost models that judge them.
+
+    Latency is judged by the table's upper bound (prediction plus margin), so that what is found also measures below its limit.
+    """
+
+    space: SearchSpace
+    limits: tuple[Limit, ...]
+    costs: Mapping[str, CostModel]  # by Limit.key
+
+    @classmethod
+    def for_run(cls, run: Run, texts: Sequence[str]) -> Constraints:
+        """Read limits and the tables they need.
+
+        Raises:
+            OfaError: for a limit that cannot be read, a device without a table, or a limit on accuracy.
+        """
+        limits = tuple(parse_limit(text) for text in texts)
+        costs: dict[str, CostModel] = {}
+        for limit in limits:
+            if limit.quantity == "top1":
+                raise OfaError(f"limit {str(limit)!r}: search maximises top1 itself; state limits on latency, macs or params")
+            costs[limit.key] = _cost_model(run, limit)
+        return cls(run.space, limits, costs)
+
+    def violation(self, population: Population) -> NDArray[np.float64]:
+        """Return the sum over limits of the relative excess, (n,); 0 = all are met."""
+        total = np.zeros(len(population))
+        for limit in self.limits:
+            total += np.maximum(0, self.values(limit, population) / limit.bound - 1)
+        return total
+
+    def values(self, limit: Limit, population: Population) -> NDArray[np.float64]:
+        """Return the values that a limit is held against, (n,)."""
+        model = self.costs[limit.key]
+        return model.upper(population) if isinstance(model, LatencyTable) else model.predict(population)
+
+    @cached_property
+    def ranges(self) -> tuple[Range, ...]:
+        """How each limit lies in the space."""
+        drawn = self.space.sample(np.random.default_rng(0), SAMPLES)
+        ends = self.space.encode([self.space.smallest, self.space.largest])
+        found = []
+        for limit in self.limits:
+            values = self.values(limit, drawn)
+            extremes = self.values(limit, np.concatenate([ends, self._cheapest(limit)[None]]))
+            share = float(np.mean([limit.allows(v) for v in values]))
+            found.append(
+                Range(limit, min(float(values.min()), float(extremes.min())), float(np.median(values)), max(float(values.max()), float(extremes.max())), share)
+            )
+        return tuple(found)
+
+    def joint_share(self) -> float:
+        """Share of uniform draws that meet all limits."""
+        drawn = self.space.sample(np.random.default_rng(0), SAMPLES)
+        return float((self.violation(drawn) == 0).mean())
+
+    def require_feasible(self) -> Population:
+        """Return some architectures that meet all limits.
+
+        Raises:
+            InfeasibleError: naming the nearest feasible value of a limit that nothing meets, or, where each can be met but not
+                all together, what the nearest architecture needs.
+        """
+        for found in self.ranges:
+            if found.minimum > found.limit.bound:
+                # rounded up, so that the value printed can be used as it stands
+                nearest = format_value(found.limit.quantity, found.minimum * 1.005)
+                raise InfeasibleError(f"nothing in {self.space.name} meets {found.limit}; nearest feasible value: {found.limit.key} <= {nearest}")
+        strategy = self._evolve(lambda population: self.violation(population))
+        if strategy.violation[0] > 0:
+            nearest_arch = strategy.population[:1]
+            needs = ", ".join(
+                f"{limit.key} <= {format_value(limit.quantity, float(self.values(limit, nearest_arch)[0]) * 1.005)}" for limit in self.limits
+            )
+            raise InfeasibleError(f"nothing in {self.space.name} meets all of {'; '.join(map(str, self.limits))}; nearest feasible: {needs}")
+        return strategy.population[strategy.violation == 0]
+
+    def _cheapest(self, limit: Limit) -> NDArray[np.int16]:
+        best: NDArray[np.int16] = self._evolve(lambda population: self.values(limit, population)).population[0]
+        return best
+
+    def _evolve(self, minimised: object) -> Evolution:
+        assert callable(minimised)
+        start = self.space.encode([self.space.smallest, self.space.largest])
+        strategy = Evolution(self.space, np.random.default_rng(0), EvolutionConfig(generations=40), start)
+        for _ in range(strategy.config.generations):
+            asked = strategy.ask()
+            strategy.tell(asked, np.zeros(len(asked)), minimised(asked))
+        return strategy
+
+
+def _cost_model(run: Run, limit: Limit) -> CostModel:
+    if limit.quantity != "latency":
+        return CountCost(limit.quantity, run.space)
+    path = run.latency_path(str(limit.device))
+    if not path.exists():
+        have = sorted(p.stem for p in path.parent.glob("*.json"))
+        known = f"tables of this run: {', '.join(have)}" if have else "this run has no table yet"
+        raise OfaError(f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {known}; measure it: ofa profile {run.path} --device {limit.device}")
+    return LatencyTable.load(path, run.space)

@@ -1,0 +1,190 @@
+"""Search a trained run for the most accurate network under limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency.cost import CostModel, CountCost
+from latency.profile import spread_networks
+from latency.table import LatencyTable
+from ofa.errors import OfaError
+from ofa.progress import say
+from ofa.run_dir import Run
+from ofa.space import ArchConfig, Population
+from search.accuracy import AccuracyModel, SupernetAccuracy
+from search.constraints import Constraints
+from search.pareto import non_dominated
+from search.predictor import AccuracyPredictor, fit_predictor
+from search.result import Candidate, SearchResult
+from search.strategies.evolution import Evolution, EvolutionConfig
+
+JOURNAL = "trials.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """Budget of a search, in subnets whose accuracy is measured."""
+
+    evals: int = 60  # spread over the space, the same for all searches of a run, to fit the predictor
+    finalists: int = 6  # most promising ones under the limits, measured and fitted again, `rounds` times
+    rounds: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("evals", 10), ("finalists", 1), ("rounds", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise OfaError(f"{name} is {getattr(self, name)}, expected at least {least}")
+
+
+def search_run(
+    run: Run | Path | str,
+    limits: Sequence[str] = (),
+    *,
+    tag: str | None = None,
+    config: SearchConfig | None = None,
+    accuracy: AccuracyModel | None = None,
+) -> SearchResult:
+    """Find the most accurate network that meets all limits, and write it to <run>/search[/<tag>]/best.
+
+    Args:
+        run: directory of a trained run, with a latency table for every device that a limit names.
+        limits: e.g. ["latency@ort_cpu_1t <= 3ms", "params <= 1.5M"]; all must hold.
+        tag: name of this search's folder; None = the run's own search/ folder.
+        config: how many subnets to measure.
+        accuracy: what tells the accuracy; None = the run's supernet on validation images.
+    Raises:
+        InfeasibleError: if nothing meets the limits; it names the nearest feasible value. No accuracy is measured before.
+        OfaError: if a limit, a table or the run cannot be read.
+    """
+    config = config or SearchConfig()
+    run = run if isinstance(run, Run) else Run(run)
+    if tag is not None and (not tag or Path(tag).name != tag or tag in ("best", ".", "..")):
+        raise OfaError(f"tag {tag!r}: expected a plain folder name other than 'best'")
+    constraints = Constraints.for_run(run, limits)
+    for found in constraints.ranges:
+        say(str(found))
+    start = constraints.require_feasible()
+    if len(limits) > 1:
+        say(f"all limits together: {constraints.joint_share():.1%} of the space fits")
+
+    journal = run.path / "search" / JOURNAL
+    measured = accuracy if accuracy is not None else SupernetAccuracy(run, journal)
+    before = len(_known(measured))
+    design = _design(run, config)
+    if isinstance(measured, SupernetAccuracy):
+        known = measured.count_known(design)
+        say(f"{len(design)} subnets for the predictor, {known} of them measured before")
+    top1 = dict(zip(design, measured(design).tolist(), strict=True))
+    for arch in _known(measured):
+        top1.setdefault(arch, float(measured([arch])[0]))
+
+    predictor = _fit(run, top1)
+    for round_ in range(config.rounds):
+        proposed = _finalists(run, constraints, predictor, start, top1, config, round_)
+        if not proposed:
+            break
+        top1.update(zip(proposed, measured(proposed).tolist(), strict=True))
+        predictor = _fit(run, top1)
+    say(
+        f"predictor ({predictor.kind}): Kendall tau {predictor.kendall_tau:.2f} on held-out subnets, MACs alone {predictor.macs_tau:.2f}"
+        + ("; it ranks no better than MACs" if predictor.kendall_tau <= predictor.macs_tau else "")
+    )
+    result = _result(run, constraints, predictor, top1, tag, new=len(top1) - before)
+    result.save(run)
+    return result
+
+
+def _known(accuracy: AccuracyModel) -> list[ArchConfig]:
+    return accuracy.all_known() if isinstance(accuracy, SupernetAccuracy) else []
+
+
+def _design(run: Run, config: SearchConfig) -> list[ArchConfig]:
+    """Subnets that teach the predictor: half uniform, half spread over the range of MACs, whatever the limits are."""
+    rng = np.random.default_rng((config.seed, 0xDE51))
+    space = run.space
+    if space.size() <= config.evals:
+        return _distinct(space.decode(space.sample(rng, 50 * config.evals)))
+    spread = spread_networks(space, rng, config.evals // 2)
+    archs = _distinct(space.decode(np.concatenate([spread, space.sample(rng, 4 * config.evals)])))
+    return archs[: config.evals]
+
+
+def _fit(run: Run, top1: dict[ArchConfig, float]) -> AccuracyPredictor:
+    return fit_predictor(run.space, run.space.encode(list(top1)), np.array(list(top1.values())))
+
+
+def _finalists(
+    run: Run,
+    constraints: Constraints,
+    predictor: AccuracyPredictor,
+    start: Population,
+    top1: dict[ArchConfig, float],
+    config: SearchConfig,
+    round_: int,
+) -> list[ArchConfig]:
+    """Evolve under the limits with the predictor as judge; the best that were not measured yet."""
+    strategy = Evolution(run.space, np.random.default_rng((config.seed, round_)), EvolutionConfig(), start)
+    for _ in range(strategy.config.generations):
+        asked = strategy.ask()
+        strategy.tell(asked, predictor.predict(asked), constraints.violation(asked))
+    feasible = strategy.population[strategy.violation == 0]
+    return [arch for arch in run.space.decode(feasible) if arch not in top1][: config.finalists]
+
+
+def _result(
+    run: Run, constraints: Constraints, predictor: AccuracyPredictor, top1: dict[ArchConfig, float], tag: str | None, *, new: int
+) -> SearchResult:
+    archs = list(top1)
+    population = run.space.encode(archs)
+    costs = {key: model.predict(population) for key, model in _reported_costs(run, constraints).items()}
+    feasible = constraints.violation(population) == 0
+    accuracy = np.array(list(top1.values()))
+    candidates = tuple(
+        Candidate(arch, top1[arch], {key: float(values[i]) for key, values in costs.items()}, bool(feasible[i]))
+        for i, arch in enumerate(archs)
+    )
+    # A measured value is noisy and the best of many is the luckiest; the predictor has seen them all. Their mean decides.
+    score = (accuracy + predictor.predict(population)) / 2
+    best = int(np.where(feasible, score, -np.inf).argmax())
+    keys = [limit.key for limit in constraints.limits] or ["macs"]
+    front = _front(candidates, feasible, accuracy, np.column_stack([costs[key] for key in keys]))
+    return SearchResult(
+        path=run.path / "search" / tag if tag else run.path / "search",
+        best=candidates[best],
+        candidates=candidates,
+        front=front,
+        limits=tuple(str(limit) for limit in constraints.limits),
+        feasibility=tuple(str(found) for found in constraints.ranges),
+        predictor={
+            "kind": predictor.kind,
+            "kendall_tau": predictor.kendall_tau,
+            "macs_tau": predictor.macs_tau,
+            "held_out": [{"predicted": p, "measured": m} for p, m in predictor.held_out],
+        },
+        new_evaluations=new,
+    )
+
+
+def _front(
+    candidates: tuple[Candidate, ...], feasible: NDArray[np.bool_], accuracy: NDArray[np.float64], costs: NDArray[np.float64]
+) -> tuple[Candidate, ...]:
+    indices = np.flatnonzero(feasible)
+    kept = indices[non_dominated(np.column_stack([-accuracy, costs])[indices])]
+    return tuple(sorted((candidates[i] for i in kept), key=lambda c: -c.top1))
+
+
+def _reported_costs(run: Run, constraints: Constraints) -> dict[str, CostModel]:
+    """MACs, parameters and the latency on every device that the run has a table of."""
+    costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in ("macs", "params")}
+    for path in sorted((run.path / "latency").glob("*.json")):
+        costs.setdefault(f"latency@{path.stem}", LatencyTable.load(path, run.space))
+    return costs | dict(constraints.costs)
+
+
+def _distinct(archs: list[ArchConfig]) -> list[ArchConfig]:
+    return list(dict.fromkeys(archs))
