@@ -39,7 +39,7 @@ ONE_SIDED_95 = 1.645
 class ProfileConfig:
     """How long to measure."""
 
-    rounds: int = 20
+    rounds: int = 60
     num_calibration: int = 20  # networks that the line is fitted to
     num_validation: int = 24  # networks that only the stated error is computed from
     seed: int = 0

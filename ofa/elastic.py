@@ -31,9 +31,10 @@ class ElasticBlock(nn.Module):
     def __init__(self, specs: Sequence[BlockSpec], *, bn_eps: float) -> None:
         super().__init__()
         self.largest = build_block(largest_spec(specs), bn_eps=bn_eps)
-        sizes = sorted({spec.kernel_size for spec in specs}, reverse=True)
+        # largest first; ParameterDict keeps an order of its own
+        self.kernel_sizes = sorted({spec.kernel_size for spec in specs}, reverse=True)
         self.kernel_transforms = nn.ParameterDict(
-            {f"{large}to{small}": nn.Parameter(torch.eye(small * small)) for large, small in itertools.pairwise(sizes)}
+            {f"{large}to{small}": nn.Parameter(torch.eye(small * small)) for large, small in itertools.pairwise(self.kernel_sizes)}
         )
 
     def weights(self, skeleton: nn.Module) -> dict[str, Tensor]:
@@ -56,10 +57,10 @@ class ElasticBlock(nn.Module):
 
     def _smaller_kernel(self, kernel: Tensor, size: int) -> Tensor:
         """Derive (c, 1, size, size) from a larger depthwise kernel through the chain of transforms, e.g. 7 -> 5 -> 3."""
-        for name, matrix in self.kernel_transforms.items():
-            smaller = int(name.partition("to")[2])
-            if size <= smaller < kernel.shape[-1]:
-                edge = (kernel.shape[-1] - smaller) // 2
+        for larger, smaller in itertools.pairwise(self.kernel_sizes):
+            if smaller >= size:
+                edge = (larger - smaller) // 2
                 centre = kernel[:, :, edge : edge + smaller, edge : edge + smaller]
+                matrix = self.kernel_transforms[f"{larger}to{smaller}"]
                 kernel = F.linear(centre.flatten(2), matrix).view(*kernel.shape[:2], smaller, smaller)
         return kernel

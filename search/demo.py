@@ -1,0 +1,63 @@
+"""The whole job in minutes on data that scikit-learn brings along: what `ofa demo` runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+from deploy.export import export_subnet
+from deploy.limits import format_value
+from deploy.verify import Verification, verify_model
+from latency.profile import profile_device
+from latency.table import LatencyTable
+from ofa.errors import OfaError
+from ofa.progress import say
+from ofa.training.loop import TrainConfig, train_supernet
+from search.report import write_report
+from search.run import SearchConfig, search_run
+
+SPACE, DEVICE = "mbv3_tiny_image", "ort_cpu_1t"
+# where the two limits lie between the fastest and the slowest network of the space
+LIMITS = {"fast": 0.2, "accurate": 0.8}
+
+
+def run_demo(out: Path, *, epochs: int = 40, config: SearchConfig | None = None) -> dict[str, Verification]:
+    """Train, profile, search under two limits, export, verify and report; returns the verification of each file.
+
+    Raises:
+        VerificationError: if a file breaks its limit or computes something else than PyTorch.
+    """
+    if out.exists():
+        if any(out.iterdir()) and not (out / "run.json").exists():
+            raise OfaError(f"{out}: exists and is no run directory; give another --out")
+        shutil.rmtree(out)
+    say("1/6 train an elastic supernet on 1,348 handwritten digits of scikit-learn")
+    run = train_supernet(SPACE, "digits", out, config=TrainConfig(epochs=epochs, batch_size=64))
+    say(f"2/6 measure every block of the space on this machine ({DEVICE})")
+    table = profile_device(run, DEVICE)
+    say(f"    error on whole networks it was not fitted to: {table.error}")
+    limits = _limits(table)
+    verified = {}
+    for step, (tag, limit) in enumerate(limits.items()):
+        say(f"{3 + step}/6 search, export and verify under {limit}")
+        search_run(run, [limit], tag=tag, config=config or SearchConfig(evals=40))
+        model = export_subnet(run.path / "search" / tag / "best", run.path / "export" / tag)
+        verified[tag] = verify_model(model.path)
+        for check in verified[tag].checks:
+            say(f"    {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+    say("5/6 the two files, side by side")
+    for tag, found in verified.items():
+        size = found.path.stat().st_size / 2**10
+        say(f"    {tag:9} {size:6.0f} KiB, {found.latency[DEVICE].median_ms * 1e3:5.0f} us, top-1 {found.top1:.4f} on test images, {limits[tag]}")
+    say(f"6/6 report: {write_report(run)}")
+    for found in verified.values():
+        found.raise_if_failed()
+    return verified
+
+
+def _limits(table: LatencyTable) -> dict[str, str]:
+    """Two limits within what the space can reach on this machine, written as a user would."""
+    ends = table.upper(table.space.encode([table.space.smallest, table.space.largest]))
+    low, high = float(ends.min()), float(ends.max())
+    return {tag: f"latency@{table.device} <= {format_value('latency', low + share * (high - low))}" for tag, share in LIMITS.items()}
