@@ -1,0 +1,32 @@
+"""How a network runs: devices, ONNX files, and the proof that a file keeps its promises."""
+
+from typing import TYPE_CHECKING
+
+from ofa.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from deploy.device import DeviceSpec, get_device, list_devices
+    from deploy.emit import emit
+    from deploy.export import ExportedModel, export_subnet
+    from deploy.verify import Verification, verify_model
+
+__all__ = [
+    "DeviceSpec",
+    "ExportedModel",
+    "Verification",
+    "emit",
+    "export_subnet",
+    "get_device",
+    "list_devices",
+    "verify_model",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        **dict.fromkeys(("DeviceSpec", "get_device", "list_devices"), "deploy.device"),
+        "emit": "deploy.emit",
+        **dict.fromkeys(("ExportedModel", "export_subnet"), "deploy.export"),
+        **dict.fromkeys(("Verification", "verify_model"), "deploy.verify"),
+    },
+)

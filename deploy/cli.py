@@ -27,9 +27,14 @@ def export(
     from ofa.progress import say
 
     model = export_subnet(source, out, run=run)
-    say(f"{model.path}: {model.size_bytes / 2**20:.2f} MiB, input {model.resolution} px, differs from PyTorch by {model.parity_error:.1e} of the largest logit")
+    say(
+        f"{model.path}: {model.size_bytes / 2**20:.2f} MiB, input {model.resolution} px, "
+        f"differs from PyTorch by {model.parity_error:.1e} of the largest logit"
+    )
     if json:
-        print_json({"path": str(model.path), "sha256": model.sha256, "size_bytes": model.size_bytes, "parity_error": model.parity_error})
+        print_json(
+            {"path": str(model.path), "sha256": model.sha256, "size_bytes": model.size_bytes, "parity_error": model.parity_error}
+        )
     return None
 
 
@@ -37,7 +42,12 @@ def export(
 def verify(
     model: Annotated[Path, typer.Argument(help="An exported model.onnx.")],
     data: Annotated[str | None, typer.Option(help="Images to classify; default: the test images of the run's data.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help='What must hold, e.g. "latency@ort_cpu_1t <= 3ms" or "top1 >= 0.9"; default: the limits of its search.')] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='What must hold, e.g. "latency@ort_cpu_1t <= 3ms" or "top1 >= 0.9"; default: the limits of its search.'
+        ),
+    ] = None,
     device: Annotated[list[str] | None, typer.Option(help="Further devices to time it on.")] = None,
     seconds: Annotated[float, typer.Option(help="How long to time it on each device.", min=0.1)] = 3.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
@@ -54,7 +64,14 @@ def verify(
     for check in found.checks:
         say(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
     if json:
-        print_json({"ok": found.ok, "top1": found.top1, "checks": [asdict(c) for c in found.checks], "latency": {d: asdict(v) for d, v in found.latency.items()}})
+        print_json(
+            {
+                "ok": found.ok,
+                "top1": found.top1,
+                "checks": [asdict(c) for c in found.checks],
+                "latency": {d: asdict(v) for d, v in found.latency.items()},
+            }
+        )
     found.raise_if_failed()
     return None
 

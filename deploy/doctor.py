@@ -9,7 +9,19 @@ from pathlib import Path
 from deploy.device import get_device, list_devices
 from ofa.run_dir import host_facts
 
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "asimddp", "fphp")
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "neon",
+    "asimd",
+    "asimddp",
+    "fphp",
+)
 OPTIONAL = {"openvino": "a second runtime on Intel and AMD processors"}
 
 
@@ -41,7 +53,9 @@ def diagnose() -> tuple[dict[str, str], list[str]]:
         for name in list_devices()
         if get_device(name).num_threads > cores
     ]
-    advice += [f"package {name} is not installed ({use})" for name, use in OPTIONAL.items() if importlib.util.find_spec(name) is None]
+    advice += [
+        f"package {name} is not installed ({use})" for name, use in OPTIONAL.items() if importlib.util.find_spec(name) is None
+    ]
     return facts, advice
 
 

@@ -8,6 +8,7 @@ Opset 17, IR 8: read by ONNX Runtime from 1.12 on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
 
-    def node(self, op: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Append a node and return the name of its output."""
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
@@ -57,7 +58,16 @@ class Graph:
         return self.node({"relu": "Relu", "h_swish": "HardSwish"}[act], [x], name)
 
     def conv(
-        self, x: str, name: str, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, *, groups: int = 1, act: str = "none"
+        self,
+        x: str,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: str = "none",
     ) -> str:
         """Convolution with "same" padding and bias, then the activation."""
         fan_in = in_channels // groups * kernel_size**2
@@ -119,7 +129,7 @@ def emit(blocks: Mapping[str, BlockSpec], weights: Weights | None = None, *, met
         helper.make_graph(
             graph.nodes,
             "ofa",
-            [helper.make_tensor_value_info("images", TensorProto.FLOAT, input_shape(first))],
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *input_shape(first)])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, _output_shape(last))],
             list(graph.initializers.values()),
         ),
@@ -131,9 +141,9 @@ def emit(blocks: Mapping[str, BlockSpec], weights: Weights | None = None, *, met
     return model.SerializeToString(deterministic=True)
 
 
-def input_shape(spec: BlockSpec, batch: int | str = "batch") -> list[int | str]:
-    """Shape of a block's input; the linear layers stand after pooling and have no height and width."""
-    return [batch, spec.in_channels] if spec.kind == "linear" else [batch, spec.in_channels, spec.resolution, spec.resolution]
+def input_shape(spec: BlockSpec) -> list[int]:
+    """Shape of a block's input without the batch; linear layers stand after pooling and have no height and width."""
+    return [spec.in_channels] if spec.kind == "linear" else [spec.in_channels, spec.resolution, spec.resolution]
 
 
 def _output_shape(spec: BlockSpec) -> list[int | str]:

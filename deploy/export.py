@@ -1,10 +1,10 @@
 """Export: from an architecture of a trained run to a folder with one ONNX file that needs nothing else.
 
-    model.onnx          the network, BatchNorm folded, dynamic batch, facts in its metadata
-    model.json          what it is, where it came from, what it must keep (limits), SHA-256 of the file
-    model.safetensors   the same network's PyTorch weights, for the parity check and for further training
-    arch.json           the architecture
-    README.md           the same facts for people
+model.onnx          the network, BatchNorm folded, dynamic batch, facts in its metadata
+model.json          what it is, where it came from, what it must keep (limits), SHA-256 of the file
+model.safetensors   the same network's PyTorch weights, for the parity check and for further training
+arch.json           the architecture
+README.md           the same facts for people
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from deploy.device import get_device
 from deploy.emit import IR_VERSION, OPSET, emit
 from deploy.runtimes import Session, open_session
 from ofa.artefacts import ArtefactError, read_json, sha256_of, write_bytes, write_json
+from ofa.blocks import ConvBN
 from ofa.errors import OfaError
 from ofa.run_dir import Run, host_facts, versions
 from ofa.space import ARCH_SCHEMA, ArchConfig, BlockSpec
@@ -78,7 +79,7 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
     net = supernet.extract(arch)
     calibrate(net, calibration_batches(train, trained.preprocess, resolution))
 
-    facts = {
+    facts: dict[str, Any] = {
         "space": trained.space.name,
         "arch": trained.space.to_json(arch)["values"],
         "classes": list(trained.data.classes),
@@ -99,13 +100,16 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
     error = parity_error(net, open_session(content, get_device(REFERENCE_DEVICE)), resolution)
     if not error <= PARITY_TOLERANCE:
-        raise ParityError(f"ONNX Runtime differs from PyTorch by {error:.1e} of the largest logit, expected at most {PARITY_TOLERANCE:.0e}; nothing was written")
+        raise ParityError(
+            f"ONNX Runtime differs from PyTorch by {error:.1e} of the largest logit, "
+            f"expected at most {PARITY_TOLERANCE:.0e}; nothing was written"
+        )
 
     write_bytes(out / "model.onnx", content)
     write_bytes(out / "model.safetensors", save(dict(net.state_dict())))
     write_json(out / "arch.json", trained.space.to_json(arch))
     digest = sha256_of(out / "model.onnx")
-    record = {
+    record: dict[str, Any] = {
         "schema": MODEL_SCHEMA,
         "sha256": digest,
         "size_bytes": len(content),
@@ -130,11 +134,12 @@ def fold(net: nn.Module) -> dict[str, NDArray[np.float32]]:
     """
     weights: dict[str, torch.Tensor] = {}
     for name, module in net.named_modules():
-        if isinstance(module, nn.Sequential) and hasattr(module, "conv") and hasattr(module, "bn"):
+        if isinstance(module, ConvBN):
             norm = module.bn
-            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+            scale = norm.weight.double() / (var + norm.eps).sqrt()
             weights[f"{name}.weight"] = module.conv.weight.double() * scale.view(-1, 1, 1, 1)
-            weights[f"{name}.bias"] = norm.bias.double() - norm.running_mean.double() * scale
+            weights[f"{name}.bias"] = norm.bias.double() - mean * scale
         elif isinstance(module, nn.Conv2d) and module.bias is not None:
             weights[f"{name}.weight"], weights[f"{name}.bias"] = module.weight, module.bias
         elif isinstance(module, nn.Linear):
@@ -176,9 +181,12 @@ def _card(record: Mapping[str, Any], blocks: Mapping[str, BlockSpec]) -> str:
     lines = [
         "# model.onnx",
         "",
-        f"Image classifier, {len(record['classes'])} classes, found in the space `{record['space']}`. {record['size_bytes'] / 2**20:.2f} MiB, SHA-256 `{record['sha256']}`.",
+        f"Image classifier, {len(record['classes'])} classes, found in the space `{record['space']}`. "
+        f"{record['size_bytes'] / 2**20:.2f} MiB, SHA-256 `{record['sha256']}`.",
         "",
-        f"Input `images`: float32 (batch, 3, {pre['resolution']}, {pre['resolution']}), RGB, resized ({pre['resize']}), scaled to [0, 1], minus mean {pre['mean']}, divided by std {pre['std']}. Output `logits`: (batch, {len(record['classes'])}).",
+        f"Input `images`: float32 (batch, 3, {pre['resolution']}, {pre['resolution']}), RGB, resized ({pre['resize']}), "
+        f"scaled to [0, 1], minus mean {pre['mean']}, divided by std {pre['std']}. "
+        f"Output `logits`: (batch, {len(record['classes'])}).",
         "",
         f"Classes: {', '.join(record['classes'])}",
         "",
@@ -191,5 +199,3 @@ def _card(record: Mapping[str, Any], blocks: Mapping[str, BlockSpec]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-

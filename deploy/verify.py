@@ -91,35 +91,51 @@ def verify_model(
         raise ArtefactError(f"{path}: no such file, expected an exported model.onnx")
     record = read_json(path.with_suffix(".json"), schema=MODEL_SCHEMA)
     wanted = [parse_limit(text) for text in (record.get("limits", []) if limits is None else limits)]
-    names = list(dict.fromkeys([*(l.device for l in wanted if l.device), *devices]))
+    names = list(dict.fromkeys([*(limit.device for limit in wanted if limit.device), *devices]))
     specs = {name: get_device(name) for name in names}
     digest = sha256_of(path)
     if digest != record["sha256"]:
-        raise ArtefactError(f"{path}: SHA-256 is {digest[:16]}..., model.json says {str(record['sha256'])[:16]}...; the file is damaged or another one")
+        raise ArtefactError(
+            f"{path}: SHA-256 is {digest[:16]}..., model.json says {str(record['sha256'])[:16]}...; "
+            "the file is damaged or another one"
+        )
     content = path.read_bytes()
     checks = [Check("file", True, f"{len(content) / 2**20:.2f} MiB, SHA-256 as exported"), _check_self_contained(content)]
 
     reference = open_session(content, get_device(REFERENCE_DEVICE))
     resolution = int(record["preprocess"]["resolution"])
     error = parity_error(_rebuild(path, record), reference, resolution)
-    checks.append(Check("parity", error <= PARITY_TOLERANCE, f"differs from PyTorch by {error:.1e} of the largest logit (limit {PARITY_TOLERANCE:.0e})"))
+    checks.append(
+        Check(
+            "parity",
+            error <= PARITY_TOLERANCE,
+            f"differs from PyTorch by {error:.1e} of the largest logit (limit {PARITY_TOLERANCE:.0e})",
+        )
+    )
 
     source = data or str(record["data"])
     test = load_images(source, "test", max_size=resolution)
     if list(test.classes) != record["classes"]:
-        raise OfaError(f"{source}: classes {', '.join(test.classes[:5])}... are not the model's {', '.join(record['classes'][:5])}...; give --data")
+        raise OfaError(
+            f"{source}: classes {', '.join(test.classes[:5])}... are not the model's "
+            f"{', '.join(record['classes'][:5])}...; give --data"
+        )
     accuracy = _top1(reference, test, record)
     low, high = wilson_interval(accuracy, len(test))
-    bound = next((l for l in wanted if l.quantity == "top1"), None)
+    bound = next((limit for limit in wanted if limit.quantity == "top1"), None)
     promise = f", limit {bound}" if bound else ""
     checks.append(
-        Check("accuracy", bound is None or bound.allows(accuracy), f"top-1 {accuracy:.4f} on {len(test)} test images of {source} (95% CI {low:.4f}-{high:.4f}){promise}")
+        Check(
+            "accuracy",
+            bound is None or bound.allows(accuracy),
+            f"top-1 {accuracy:.4f} on {len(test)} test images of {source} (95% CI {low:.4f}-{high:.4f}){promise}",
+        )
     )
 
     latency: dict[str, Latency] = {}
     predicted = record.get("predicted", {})
     for name, spec in specs.items():
-        limit = next((l for l in wanted if l.device == name), None)
+        limit = next((limit for limit in wanted if limit.device == name), None)
         shape = (spec.batch_size, 3, resolution, resolution)
         images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         latency[name] = _measure_against(limit, open_session(content, spec), images, clock_of(spec), seconds)
@@ -158,7 +174,9 @@ def _check_self_contained(content: bytes) -> Check:
     except Exception as error:  # protobuf's errors share no base with onnx's
         raise ArtefactError(f"not an ONNX file ({str(error).splitlines()[0][:100]})") from None
     outside = [t.name for t in model.graph.initializer if t.external_data or t.data_location == onnx.TensorProto.EXTERNAL]
-    return Check("self-contained", not outside, "all weights inside" if not outside else f"weights outside the file: {outside[0]}")
+    return Check(
+        "self-contained", not outside, "all weights inside" if not outside else f"weights outside the file: {outside[0]}"
+    )
 
 
 def _rebuild(path: Path, record: dict[str, Any]) -> torch.nn.Module:
@@ -169,7 +187,9 @@ def _rebuild(path: Path, record: dict[str, Any]) -> torch.nn.Module:
     try:
         net.load_state_dict(load(weights.read_bytes()))
     except OSError as error:
-        raise ArtefactError(f"{weights}: cannot be read ({error.strerror}); parity needs the weights that were exported") from None
+        raise ArtefactError(
+            f"{weights}: cannot be read ({error.strerror}); parity needs the weights that were exported"
+        ) from None
     except (SafetensorError, RuntimeError) as error:
         raise ArtefactError(f"{weights}: not the weights of this model ({str(error).splitlines()[0]})") from None
     return net.eval()
@@ -198,7 +218,9 @@ def _measure_against(limit: Limit | None, session: Session, images: NDArray[np.f
 
 
 def _check_latency(device: str, found: Latency, limit: Limit | None, predicted: float | None) -> Check:
-    detail = f"{found.median_ms:.4g} ms median of {found.n} runs, {found.clock} time (95% CI {found.low_ms:.4g}-{found.high_ms:.4g})"
+    detail = (
+        f"{found.median_ms:.4g} ms median of {found.n} runs, {found.clock} time (95% CI {found.low_ms:.4g}-{found.high_ms:.4g})"
+    )
     if predicted is not None:
         detail += f", predicted {predicted:.4g} ms"
     if limit is None:

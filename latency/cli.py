@@ -14,13 +14,16 @@ from ofa.cli_support import command, print_json
 @command
 def profile(
     run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` made.")],
-    device: Annotated[str, typer.Option(help="Device name (ort_cpu_1t, ort_cpu_2t) or the path of a device .toml.")] = "ort_cpu_1t",
+    device: Annotated[
+        str, typer.Option(help="Device name (ort_cpu_1t, ort_cpu_2t) or the path of a device .toml.")
+    ] = "ort_cpu_1t",
     rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 60,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> Path | None:
     """Measure this machine's latency table and its error.
 
-    Every block of the space is timed, and some whole networks that tell how wrong their sum is. Interrupted, it goes on where it was. Example: ofa profile runs/x --device ort_cpu_1t
+    Every block of the space is timed, and some whole networks that tell how wrong their sum is. Interrupted, it goes on
+    where it was. Example: ofa profile runs/x --device ort_cpu_1t
     """
     from latency.profile import ProfileConfig, profile_device
     from ofa.progress import say
@@ -34,5 +37,7 @@ def profile(
     say(f"a line fitted to MACs alone:            {table.macs_error}")
     say(f"limits are held with a margin of {table.margin:.1%} above predictions")
     if json:
-        print_json({"path": str(path), "error": asdict(table.error), "macs_error": asdict(table.macs_error), "margin": table.margin})
+        print_json(
+            {"path": str(path), "error": asdict(table.error), "macs_error": asdict(table.macs_error), "margin": table.margin}
+        )
     return run

@@ -21,8 +21,15 @@ from ofa.space import ArchConfig, BlockSpec, Population, SearchSpace
 class CostModel(Protocol):
     """Anything that prices architectures."""
 
-    quantity: str  # "macs", "params" or "latency"
-    space: SearchSpace
+    @property
+    def quantity(self) -> str:
+        """One of "macs", "params" and "latency"."""
+        ...
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space whose architectures are priced."""
+        ...
 
     def __call__(self, arch: ArchConfig) -> float: ...
 

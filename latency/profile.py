@@ -126,7 +126,9 @@ def spread_networks(space: SearchSpace, rng: np.random.Generator, n: int) -> Pop
     blended = np.where(rng.random(drawn.shape) < pull, np.where(to_large, extremes[1], extremes[0]), drawn).astype(drawn.dtype)
     pool = np.unique(space.canonical(np.concatenate([extremes, drawn, blended])), axis=0)
     if len(pool) < n:
-        raise OfaError(f"space {space.name} has only {len(pool)} networks, fewer than the {n} to measure; lower the number of networks")
+        raise OfaError(
+            f"space {space.name} has only {len(pool)} networks, fewer than the {n} to measure; lower the number of networks"
+        )
     macs = CountCost("macs", space).predict(pool)
     order = np.argsort(macs, kind="stable")
     targets = np.linspace(macs[order[0]], macs[order[-1]], n)
@@ -211,7 +213,7 @@ def _open_all(space: SearchSpace, device: DeviceSpec, networks: Population) -> l
     calls = []
     with progress("loading graphs", len(chains)) as advance:
         for chain in chains:
-            shape = input_shape(next(iter(chain.values())), device.batch_size)
+            shape = (device.batch_size, *input_shape(next(iter(chain.values()))))
             inputs = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
             call = open_session(emit(chain), device).prepare(inputs)
             visit(call, warm_up=2, runs=0)
@@ -235,6 +237,6 @@ def _finished_rounds(journal: Path, plan: str, num_blocks: int, num_networks: in
     records = list(read_jsonl(journal))
     if not records or records[0].get("plan") != plan:
         return []
-    rounds = [(r.get("blocks"), r.get("networks")) for r in records[1:]]
+    rounds: list[tuple[Any, Any]] = [(r.get("blocks"), r.get("networks")) for r in records[1:]]
     shapes = (num_blocks,), (num_networks, NETWORK_RUNS)
     return [(b, n) for b, n in rounds if np.shape(b) == shapes[0] and np.shape(n) == shapes[1]]

@@ -132,12 +132,16 @@ class LatencyTable:
         """
         value = read_json(path, schema=SCHEMA)
         if value.get("space") != space.name:
-            raise ArtefactError(f"{path}: is a table of space {value.get('space')!r}, expected {space.name!r}; measure this one: ofa profile")
+            raise ArtefactError(
+                f"{path}: is a table of space {value.get('space')!r}, expected {space.name!r}; measure this one: ofa profile"
+            )
         try:
             entries = {BlockSpec.from_dict(entry["block"]): entry["ms"] for entry in value["entries"]}
             bad = next((f"{spec}: {ms!r}" for spec, ms in entries.items() if not is_positive(ms)), None)
             if bad or not is_positive(value["scale"]):
-                raise ArtefactError(f"{path}: {bad or 'scale ' + repr(value['scale'])} is not a positive number; the table is damaged")
+                raise ArtefactError(
+                    f"{path}: {bad or 'scale ' + repr(value['scale'])} is not a positive number; the table is damaged"
+                )
             return cls(
                 space,
                 str(value["device"]),

@@ -29,18 +29,26 @@ def activation(name: str) -> nn.Module:
     return kind() if kind is nn.Identity else kind(inplace=True)
 
 
-def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, act: str, bn_eps: float, *, depthwise: bool = False
-) -> nn.Sequential:
+class ConvBN(nn.Sequential):
     """Convolution with "same" padding and no bias, BatchNorm, activation."""
-    groups = in_channels if depthwise else 1
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
-            bn=nn.BatchNorm2d(out_channels, eps=bn_eps),
-            act=activation(act),
-        )
-    )
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        act: str,
+        bn_eps: float,
+        *,
+        depthwise: bool = False,
+    ) -> None:
+        groups = in_channels if depthwise else 1
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=bn_eps), act=activation(act)))
 
 
 class SqueezeExcite(nn.Module):
@@ -69,10 +77,10 @@ class MBConv(nn.Module):
         super().__init__()
         hidden = spec.hidden_channels
         expands = hidden != spec.in_channels
-        self.expand = conv_bn(spec.in_channels, hidden, 1, 1, spec.act, bn_eps) if expands else nn.Identity()
-        self.depthwise = conv_bn(hidden, hidden, spec.kernel_size, spec.stride, spec.act, bn_eps, depthwise=True)
+        self.expand = ConvBN(spec.in_channels, hidden, 1, 1, spec.act, bn_eps) if expands else nn.Identity()
+        self.depthwise = ConvBN(hidden, hidden, spec.kernel_size, spec.stride, spec.act, bn_eps, depthwise=True)
         self.se = SqueezeExcite(hidden) if spec.se else nn.Identity()
-        self.project = conv_bn(hidden, spec.out_channels, 1, 1, "none", bn_eps)
+        self.project = ConvBN(hidden, spec.out_channels, 1, 1, "none", bn_eps)
         self.residual = spec.residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +89,7 @@ class MBConv(nn.Module):
 
 
 def _conv(spec: BlockSpec, bn_eps: float) -> nn.Module:
-    return conv_bn(spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.act, bn_eps)
+    return ConvBN(spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.act, bn_eps)
 
 
 def _pool(spec: BlockSpec, bn_eps: float) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/ inside, a folder a class."
+            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/, a folder a class."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/x.")],
@@ -36,9 +36,15 @@ def train(
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing of the largest network.")] = 0.1,
     clip_norm: Annotated[float, typer.Option(help="Largest gradient norm of a step; 0 = no clipping.")] = 5.0,
     validation_fraction: Annotated[float, typer.Option(help="Share of the training images held out for search.")] = 0.1,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out.")] = False,
-    arch: Annotated[Path | None, typer.Option(help="arch.json of one network to train alone: the baseline for what it inherits.")] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out.")
+    ] = False,
+    arch: Annotated[
+        Path | None, typer.Option(help="arch.json of one network to train alone: the baseline for what it inherits.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
 ) -> Path | None:
@@ -84,16 +90,22 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     """
     from ofa.spaces import get_space, list_spaces
 
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in list_spaces():
         space = get_space(name)
         resolutions = space.dimensions[space.column["resolution"]].options
         elastic = sorted({d.name.rpartition(".")[2] for d in space.dimensions})
-        rows[name] = {"networks": float(space.size()), "resolutions": list(resolutions), "elastic": elastic, "blocks": len(space.all_blocks)}
+        rows[name] = {
+            "networks": float(space.size()),
+            "resolutions": list(resolutions),
+            "elastic": elastic,
+            "blocks": len(space.all_blocks),
+        }
     if json:
         print_json(rows)
         return None
     for name, row in rows.items():
         pixels = ", ".join(map(str, row["resolutions"]))
-        print(f"{name:20} {row['networks']:.1e} networks, {row['blocks']} distinct blocks, {pixels} px, elastic {', '.join(row['elastic'])}")
+        choices = ", ".join(row["elastic"])
+        print(f"{name:20} {row['networks']:.1e} networks, {row['blocks']} distinct blocks, {pixels} px, elastic {choices}")
     return None

@@ -25,7 +25,7 @@ def command(function: Callable[..., Path | None]) -> Callable[..., None]:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         from ofa.errors import OfaError
 
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]  # the rest of the arguments is swallowed
         began = time.monotonic()
         try:
             run = function(*args, **kwargs)
@@ -36,7 +36,9 @@ def command(function: Callable[..., Path | None]) -> Callable[..., None]:
         except OfaError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; what was finished is kept: give the same command again (for train, with --resume auto)", INTERRUPTED)
+            _fail(
+                "interrupted; what was finished is kept: give the same command again (for train, with --resume auto)", INTERRUPTED
+            )
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say to it
             raise typer.Exit(1) from None

@@ -34,7 +34,10 @@ class ElasticBlock(nn.Module):
         # largest first; ParameterDict keeps an order of its own
         self.kernel_sizes = sorted({spec.kernel_size for spec in specs}, reverse=True)
         self.kernel_transforms = nn.ParameterDict(
-            {f"{large}to{small}": nn.Parameter(torch.eye(small * small)) for large, small in itertools.pairwise(self.kernel_sizes)}
+            {
+                f"{large}to{small}": nn.Parameter(torch.eye(small * small))
+                for large, small in itertools.pairwise(self.kernel_sizes)
+            }
         )
 
     def weights(self, skeleton: nn.Module) -> dict[str, Tensor]:

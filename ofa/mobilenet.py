@@ -45,7 +45,7 @@ class MobileNetSpace(SearchSpace):
     bn_eps: float = 1e-5
 
     @cached_property
-    def dimensions(self) -> tuple[Dimension, ...]:  # type: ignore[override]
+    def dimensions(self) -> tuple[Dimension, ...]:
         dimensions = [Dimension("resolution", self.resolutions)]
         for s, stage in enumerate(self.stages, 1):
             dimensions.append(Dimension(f"stage{s}.depth", stage.depths))
@@ -57,7 +57,7 @@ class MobileNetSpace(SearchSpace):
         return tuple(dimensions)
 
     @cached_property
-    def slots(self) -> tuple[Slot, ...]:  # type: ignore[override]
+    def slots(self) -> tuple[Slot, ...]:
         stem, first = self.stem_width, self.first_width
         shrink = self.stem_stride
         slots = [

@@ -27,12 +27,20 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance
     if not console.is_terminal:
         yield _logger(description, total, done)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=n, **({} if note is None else {"note": note}))
+            bar.update(task, advance=n)
+            if note is not None:
+                bar.update(task, note=note)
 
         yield advance
 

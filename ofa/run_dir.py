@@ -1,11 +1,11 @@
 """A run directory: where each stage writes and the next one reads.
 
-    run.json                     space, classes, data, and the commands that were run, with versions and host
-    supernet/                    config.json, metrics.jsonl, step_NNNNNN/
-    latency/<device>.json        a table and its error
-    search/<tag>/                trials.jsonl (shared by all tags, one level up), front.json, best/
-    export/<tag>/                model.onnx, model.json, ...
-    report.html
+run.json                     space, classes, data, and the commands that were run, with versions and host
+supernet/                    config.json, metrics.jsonl, step_NNNNNN/
+latency/<device>.json        a table and its error
+search/<tag>/                trials.jsonl (shared by all tags, one level up), front.json, best/
+export/<tag>/                model.onnx, model.json, ...
+report.html
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class Run:
     def check_classes(self, data: Images) -> None:
         """Raise RunError unless `data` has the classes that the run was trained on."""
         if data.classes != self.data.classes:
-            raise RunError(f"{self.data.source}: classes are {', '.join(data.classes[:5])}..., but {self.path} was trained on {', '.join(self.data.classes[:5])}...")
+            found, trained = (", ".join(classes[:5]) for classes in (data.classes, self.data.classes))
+            raise RunError(f"{self.data.source}: classes are {found}..., but {self.path} was trained on {trained}...")
 
     @property
     def max_resolution(self) -> int:
@@ -149,7 +150,12 @@ def max_resolution(space: SearchSpace) -> int:
 
 def host_facts() -> dict[str, str]:
     """Processor, system and versions: what a measurement depends on."""
-    return {"cpu": cpu_model(), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), **versions()}
+    return {
+        "cpu": cpu_model(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -166,7 +166,9 @@ class SearchSpace(ABC):
         if unknown:
             raise InvalidArchError(f"{self.name} has no dimension {unknown[0]!r}; it has: {', '.join(names)}")
         if missing:
-            raise InvalidArchError(f"{self.name}: no value for {missing[0]!r}; expected one value for each of {len(names)} dimensions")
+            raise InvalidArchError(
+                f"{self.name}: no value for {missing[0]!r}; expected one value for each of {len(names)} dimensions"
+            )
         return self.check(ArchConfig(self.name, tuple(values[name] for name in names)))
 
     def check(self, arch: ArchConfig) -> ArchConfig:
@@ -228,8 +230,7 @@ class SearchSpace(ABC):
         """Return the architectures of a population matrix."""
         options = [d.options for d in self.dimensions]
         return [
-            ArchConfig(self.name, tuple(option[i] for option, i in zip(options, row, strict=True)))
-            for row in population.tolist()
+            ArchConfig(self.name, tuple(option[i] for option, i in zip(options, row, strict=True))) for row in population.tolist()
         ]
 
     def sample(self, rng: np.random.Generator, n: int) -> Population:
@@ -342,7 +343,8 @@ class RestrictedSpace(SearchSpace):
     def __init__(self, space: SearchSpace, arch: ArchConfig) -> None:
         space.check(arch)
         self.name, self.num_classes, self.bn_eps = space.name, space.num_classes, space.bn_eps
-        self._slots = space.slots
+        used = space.blocks(arch)
+        self._slots = tuple(slot for slot in space.slots if slot.name in used)
         self._dimensions = tuple(Dimension(d.name, (v,)) for d, v in zip(space.dimensions, arch.values, strict=True))
 
     @property

@@ -30,7 +30,7 @@ class Supernet(nn.Module):
         """
         x = images
         for name, spec in self.space.blocks(arch).items():
-            x = self.layers[name](x, self._skeleton(spec))
+            x = self._layer(name)(x, self._skeleton(spec))
         return x
 
     def extract(self, arch: ArchConfig) -> nn.Sequential:
@@ -41,10 +41,15 @@ class Supernet(nn.Module):
         blocks = self.space.blocks(arch)
         net = build_chain(blocks, bn_eps=self.space.bn_eps, device="meta")
         for name in blocks:
-            weights = self.layers[name].weights(net.get_submodule(name))
+            weights = self._layer(name).weights(net.get_submodule(name))
             copies = {key: tensor.detach().clone().contiguous() for key, tensor in weights.items()}
             net.get_submodule(name).load_state_dict(copies, assign=True)
         return net.eval()
+
+    def _layer(self, name: str) -> ElasticBlock:
+        layer = self.layers[name]
+        assert isinstance(layer, ElasticBlock)
+        return layer
 
     def _skeleton(self, spec: BlockSpec) -> nn.Module:
         if spec not in self._skeletons:

@@ -18,6 +18,7 @@ from ofa.artefacts import append_jsonl, read_jsonl, sha256_of
 from ofa.progress import progress
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
+from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate, top1
 from ofa.training.checkpoint import list_checkpoints
 from ofa.training.data import Images
@@ -95,7 +96,7 @@ class SupernetAccuracy:
         return json.dumps([self.run.space.name, weights, self.run.record["data"], protocol], sort_keys=True)
 
     @cached_property
-    def _supernet(self):  # type: ignore[no-untyped-def]
+    def _supernet(self) -> Supernet:
         return self.run.load_supernet()
 
     @cached_property

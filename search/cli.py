@@ -21,7 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train one elastic network once; get, for every device you own, the most accurate ONNX file under its limit, with the proof.",
+    help="Train one elastic network once; get, for every device you own, the most accurate ONNX file under its limit, "
+    "with the proof.",
     epilog="In order: train, profile, search, export, verify, report. `ofa demo` does all of them in minutes on built-in data. "
     "Exit codes: 0 ok, 1 error, 2 usage, 3 no network meets the limits, 4 verification failed.",
 )
@@ -30,7 +31,10 @@ app = typer.Typer(
 @command
 def search(
     run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` made.")],
-    where: Annotated[list[str] | None, typer.Option(help='A limit, e.g. "latency@ort_cpu_1t <= 3ms", "params <= 1.5M", "macs <= 20M"; repeat for more.')] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help='A limit, e.g. "latency@ort_cpu_1t <= 3ms", "params <= 1.5M", "macs <= 20M"; repeat for more.'),
+    ] = None,
     tag: Annotated[str | None, typer.Option(help="Write to RUN/search/TAG instead of RUN/search.")] = None,
     evals: Annotated[int, typer.Option(help="Subnets measured to fit the predictor; shared by all searches of the run.")] = 60,
     finalists: Annotated[int, typer.Option(help="Subnets measured under the limits, in each round.")] = 6,
@@ -42,7 +46,8 @@ def search(
 
     All limits must hold; exit 3 if no network meets them.
 
-    What was measured is kept: another limit costs only its finalists. Example: ofa search runs/x --where "latency@ort_cpu_1t <= 3ms"
+    What was measured is kept: another limit costs only its finalists.
+    Example: ofa search runs/x --where "latency@ort_cpu_1t <= 3ms"
     """
     from ofa.progress import say
     from search.run import SearchConfig, search_run
@@ -52,7 +57,14 @@ def search(
     costs = ", ".join(describe_cost(key, value) for key, value in found.best.costs.items())
     say(f"best: top-1 {found.best.top1:.4f} on validation images, {costs}  -> {found.path / 'best'}")
     if json:
-        print_json({"best": str(found.path / "best"), "top1": found.best.top1, "costs": found.best.costs, "predictor": found.predictor["kendall_tau"]})
+        print_json(
+            {
+                "best": str(found.path / "best"),
+                "top1": found.best.top1,
+                "costs": found.best.costs,
+                "predictor": found.predictor["kendall_tau"],
+            }
+        )
     return run
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,7 +90,13 @@ class Constraints:
             extremes = self.values(limit, np.concatenate([ends, self._cheapest(limit)[None]]))
             share = float(np.mean([limit.allows(v) for v in values]))
             found.append(
-                Range(limit, min(float(values.min()), float(extremes.min())), float(np.median(values)), max(float(values.max()), float(extremes.max())), share)
+                Range(
+                    limit,
+                    min(float(values.min()), float(extremes.min())),
+                    float(np.median(values)),
+                    max(float(values.max()), float(extremes.max())),
+                    share,
+                )
             )
         return tuple(found)
 
@@ -110,22 +116,26 @@ class Constraints:
             if found.minimum > found.limit.bound:
                 # rounded up, so that the value printed can be used as it stands
                 nearest = format_value(found.limit.quantity, found.minimum * 1.005)
-                raise InfeasibleError(f"nothing in {self.space.name} meets {found.limit}; nearest feasible value: {found.limit.key} <= {nearest}")
+                raise InfeasibleError(
+                    f"nothing in {self.space.name} meets {found.limit}; nearest feasible value: {found.limit.key} <= {nearest}"
+                )
         strategy = self._evolve(lambda population: self.violation(population))
         if strategy.violation[0] > 0:
             nearest_arch = strategy.population[:1]
             needs = ", ".join(
-                f"{limit.key} <= {format_value(limit.quantity, float(self.values(limit, nearest_arch)[0]) * 1.005)}" for limit in self.limits
+                f"{limit.key} <= {format_value(limit.quantity, float(self.values(limit, nearest_arch)[0]) * 1.005)}"
+                for limit in self.limits
             )
-            raise InfeasibleError(f"nothing in {self.space.name} meets all of {'; '.join(map(str, self.limits))}; nearest feasible: {needs}")
+            raise InfeasibleError(
+                f"nothing in {self.space.name} meets all of {'; '.join(map(str, self.limits))}; nearest feasible: {needs}"
+            )
         return strategy.population[strategy.violation == 0]
 
     def _cheapest(self, limit: Limit) -> NDArray[np.int16]:
         best: NDArray[np.int16] = self._evolve(lambda population: self.values(limit, population)).population[0]
         return best
 
-    def _evolve(self, minimised: object) -> Evolution:
-        assert callable(minimised)
+    def _evolve(self, minimised: Callable[[Population], NDArray[np.float64]]) -> Evolution:
         start = self.space.encode([self.space.smallest, self.space.largest])
         strategy = Evolution(self.space, np.random.default_rng(0), EvolutionConfig(generations=40), start)
         for _ in range(strategy.config.generations):
@@ -141,5 +151,8 @@ def _cost_model(run: Run, limit: Limit) -> CostModel:
     if not path.exists():
         have = sorted(p.stem for p in path.parent.glob("*.json"))
         known = f"tables of this run: {', '.join(have)}" if have else "this run has no table yet"
-        raise OfaError(f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {known}; measure it: ofa profile {run.path} --device {limit.device}")
+        raise OfaError(
+            f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {known}; "
+            f"measure it: ofa profile {run.path} --device {limit.device}"
+        )
     return LatencyTable.load(path, run.space)

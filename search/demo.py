@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-
 from deploy.export import export_subnet
 from deploy.limits import format_value
 from deploy.verify import Verification, verify_model
@@ -49,7 +48,8 @@ def run_demo(out: Path, *, epochs: int = 40, config: SearchConfig | None = None)
     say("5/6 the two files, side by side")
     for tag, found in verified.items():
         size = found.path.stat().st_size / 2**10
-        say(f"    {tag:9} {size:6.0f} KiB, {found.latency[DEVICE].median_ms * 1e3:5.0f} us, top-1 {found.top1:.4f} on test images, {limits[tag]}")
+        milliseconds = found.latency[DEVICE].median_ms
+        say(f"    {tag:9} {size:6.0f} KiB, {milliseconds:.3g} ms, top-1 {found.top1:.4f} on test images, {limits[tag]}")
     say(f"6/6 report: {write_report(run)}")
     for found in verified.values():
         found.raise_if_failed()
@@ -60,4 +60,6 @@ def _limits(table: LatencyTable) -> dict[str, str]:
     """Two limits within what the space can reach on this machine, written as a user would."""
     ends = table.upper(table.space.encode([table.space.smallest, table.space.largest]))
     low, high = float(ends.min()), float(ends.max())
-    return {tag: f"latency@{table.device} <= {format_value('latency', low + share * (high - low))}" for tag, share in LIMITS.items()}
+    return {
+        tag: f"latency@{table.device} <= {format_value('latency', low + share * (high - low))}" for tag, share in LIMITS.items()
+    }

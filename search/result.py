@@ -56,9 +56,19 @@ class SearchResult:
         write_json(self.path / "best" / "arch.json", run.space.to_json(self.best.arch))
         write_json(
             self.path / "best" / "candidate.json",
-            {"schema": CANDIDATE_SCHEMA, "limits": list(self.limits), "predicted": self.best.costs, "top1_validation": self.best.top1},
+            {
+                "schema": CANDIDATE_SCHEMA,
+                "limits": list(self.limits),
+                "predicted": self.best.costs,
+                "top1_validation": self.best.top1,
+            },
         )
 
     @staticmethod
     def _row(candidate: Candidate) -> dict[str, Any]:
-        return {"values": list(candidate.arch.values), "top1": candidate.top1, "costs": candidate.costs, "feasible": candidate.feasible}
+        return {
+            "values": list(candidate.arch.values),
+            "top1": candidate.top1,
+            "costs": candidate.costs,
+            "feasible": candidate.feasible,
+        }

@@ -91,7 +91,8 @@ def search_run(
         top1.update(zip(proposed, measured(proposed).tolist(), strict=True))
         predictor = _fit(run, top1)
     say(
-        f"predictor ({predictor.kind}): Kendall tau {predictor.kendall_tau:.2f} on held-out subnets, MACs alone {predictor.macs_tau:.2f}"
+        f"predictor ({predictor.kind}): Kendall tau {predictor.kendall_tau:.2f} on held-out subnets, "
+        f"MACs alone {predictor.macs_tau:.2f}"
         + ("; it ranks no better than MACs" if predictor.kendall_tau <= predictor.macs_tau else "")
     )
     result = _result(run, constraints, predictor, top1, tag, new=len(top1) - before)

@@ -44,5 +44,7 @@ def test_nothing_pickles():
 
 
 def test_help_loads_neither_torch_nor_onnx():
-    code = "import sys, search.cli; assert not {'torch', 'onnx', 'onnxruntime', 'sklearn', 'numpy'} & set(sys.modules), sys.modules"
+    code = (
+        "import sys, search.cli; assert not {'torch', 'onnx', 'onnxruntime', 'sklearn', 'numpy'} & set(sys.modules), sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -26,6 +26,7 @@ class Session(Protocol):
 
 
 def list_runtimes() -> list[str]:
+    """Return the names of the runtimes that ship with the toolkit."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 

@@ -21,7 +21,10 @@ class OrtSession:
 
     def __init__(self, model: bytes, device: DeviceSpec) -> None:
         if device.provider not in ort.get_available_providers():
-            raise DeviceError(f"device {device.name}: provider {device.provider!r} is not in this ONNX Runtime; it has: {', '.join(ort.get_available_providers())}")
+            raise DeviceError(
+                f"device {device.name}: provider {device.provider!r} is not in this ONNX Runtime; "
+                f"it has: {', '.join(ort.get_available_providers())}"
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = device.num_threads
         options.inter_op_num_threads = 1

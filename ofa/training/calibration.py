@@ -28,15 +28,16 @@ def calibrate(net: nn.Module, batches: list[Tensor]) -> None:
     if not sum(len(batch) for batch in batches):
         raise ValueError("calibrate needs at least one image")
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    values = {norm: 0 for norm in norms}  # values per channel that the last batch's variance was taken over
+    statistics = {norm: (norm.get_buffer("running_mean"), norm.get_buffer("running_var")) for norm in norms}
+    values = dict.fromkeys(norms, 0)  # values per channel that the last batch's variance was taken over
     saved = {module: module.training for module in net.modules()}
     momenta = {norm: norm.momentum for norm in norms}
 
-    def count(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def count(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         values[norm] = inputs[0].numel() // inputs[0].shape[1]
 
     hooks = [norm.register_forward_pre_hook(count) for norm in norms]
-    sums = {norm: [torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)] for norm in norms}
+    sums = {norm: [torch.zeros_like(mean), torch.zeros_like(var)] for norm, (mean, var) in statistics.items()}
     total = 0
     try:
         net.eval()
@@ -46,10 +47,10 @@ def calibrate(net: nn.Module, batches: list[Tensor]) -> None:
         for batch in batches:
             net(batch)
             total += len(batch)
-            for norm in norms:
+            for norm, (mean, var) in statistics.items():
                 biased = (values[norm] - 1) / values[norm]  # torch keeps the unbiased variance
-                sums[norm][0] += norm.running_mean * len(batch)
-                sums[norm][1] += norm.running_var * (biased * len(batch))
+                sums[norm][0] += mean * len(batch)
+                sums[norm][1] += var * (biased * len(batch))
     finally:
         for hook in hooks:
             hook.remove()
@@ -57,9 +58,9 @@ def calibrate(net: nn.Module, batches: list[Tensor]) -> None:
             module.training = training
         for norm in norms:
             norm.momentum = momenta[norm]
-    for norm in norms:
-        norm.running_mean.copy_(sums[norm][0] / total)
-        norm.running_var.copy_(sums[norm][1] / total)
+    for norm, (mean, var) in statistics.items():
+        mean.copy_(sums[norm][0] / total)
+        var.copy_(sums[norm][1] / total)
 
 
 @torch.no_grad()

@@ -97,7 +97,9 @@ def load_latest(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer |
         return load_checkpoint(checkpoints[-1], net, optimizer)
     except ArtefactError as error:
         good = [c.path.name for c in checkpoints[:-1] if _is_intact(c)]
-        advice = f"{good[-1]} is good: remove {checkpoints[-1].path.name} to go on from it" if good else "no other checkpoint is good"
+        advice = (
+            f"{good[-1]} is good: remove {checkpoints[-1].path.name} to go on from it" if good else "no other checkpoint is good"
+        )
         raise ArtefactError(f"{error}; {advice}") from None
 
 

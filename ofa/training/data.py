@@ -137,12 +137,12 @@ def _torchvision(name: str, split: Split) -> Images:
         dataset = getattr(torchvision.datasets, TORCHVISION[name])(str(root), train=split == "train", download=True)
     except Exception as error:  # torchvision raises whatever its downloader met: URLError, RuntimeError, OSError, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: cannot be downloaded ({reason}); put its files into {root} or give --data a directory") from None
+        raise DataError(
+            f"{name}: cannot be downloaded ({reason}); put its files into {root} or give --data a directory"
+        ) from None
     images = torch.as_tensor(np.asarray(dataset.data))
-    if images.ndim == 3:  # grey (n, h, w)
-        images = images[:, None].expand(-1, 3, -1, -1)
-    else:  # (n, h, w, 3)
-        images = images.permute(0, 3, 1, 2)
+    grey = images.ndim == 3  # (n, h, w), otherwise (n, h, w, 3)
+    images = images[:, None].expand(-1, 3, -1, -1) if grey else images.permute(0, 3, 1, 2)
     labels = torch.as_tensor(np.asarray(dataset.targets), dtype=torch.int64)
     return Images(images.contiguous(), labels, tuple(dataset.classes))
 
@@ -166,7 +166,9 @@ def _image_folder(source: Path, split: Split, *, max_size: int, strict: bool) ->
     if broken:
         some = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
         if strict or len(broken) == len(files):
-            raise DataError(f"{source}: {len(broken)} of {len(files)} images cannot be read: {some}; remove them or leave out --strict")
+            raise DataError(
+                f"{source}: {len(broken)} of {len(files)} images cannot be read: {some}; remove them or leave out --strict"
+            )
         warnings.warn(f"{source}: left out {len(broken)} of {len(files)} images that cannot be read: {some}", stacklevel=2)
     kept = [(index[label], image) for (label, _, _), image in zip(files, decoded, strict=True) if image is not None]
     # one size for all: that of the smallest image, so that none is blown up in memory
@@ -179,11 +181,11 @@ def _directory_files(source: Path, split: Split) -> list[tuple[str, str, bytes]]
     """(class, name, content) of every image of a split."""
     folder = next((source / name for name in _folders(split) if (source / name).is_dir()), None)
     if folder is None:
-        raise DataError(f"{source}: no {' or '.join(f'{n}/' for n in _folders(split))} inside, expected train/ and test/ with a folder a class")
+        raise DataError(
+            f"{source}: no {' or '.join(f'{n}/' for n in _folders(split))} inside, expected train/ and test/, a folder a class"
+        )
     return [
-        (path.parent.name, str(path), _read(path))
-        for path in sorted(folder.glob("*/*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        (path.parent.name, str(path), _read(path)) for path in sorted(folder.glob("*/*")) if path.suffix.lower() in IMAGE_SUFFIXES
     ]
 
 

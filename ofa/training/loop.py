@@ -105,7 +105,9 @@ def train_supernet(
     images = load_images(data, "train", max_size=max_resolution(get_space(space)), strict=strict)
     train, validation = split_validation(images, fraction=validation_fraction, seed=config.seed)
     if len(train) < config.batch_size:
-        raise TrainingError(f"{data}: {len(train)} training images, fewer than batch_size {config.batch_size}; lower --batch-size")
+        raise TrainingError(
+            f"{data}: {len(train)} training images, fewer than batch_size {config.batch_size}; lower --batch-size"
+        )
     whole = get_space(space, num_classes=len(images.classes))
     preprocess = Preprocessing.of(train, flip=data not in ORIENTED if flip is None else flip)
     source = DataSource(
@@ -139,12 +141,16 @@ def _open_or_create(
         raise TrainingError(f"{out}: already holds a trained run; add --resume auto to go on, or give another --out")
     if run.data != source:
         odd = next(name for name in source.__dict__ if getattr(source, name) != getattr(run.data, name))
-        raise TrainingError(f"{out}: data differs from the run's in {odd}: {getattr(source, odd)!r}, was {getattr(run.data, odd)!r}")
+        raise TrainingError(
+            f"{out}: data differs from the run's in {odd}: {getattr(source, odd)!r}, was {getattr(run.data, odd)!r}"
+        )
     if config_path.exists() and resume:
         saved = read_json(config_path, schema=SCHEMA)
         for name, value in asdict(config).items():
             if saved.get(name) != value:
-                raise TrainingError(f"{out}: {name} is {value!r}, but the run began with {saved.get(name)!r}; use that, or another --out")
+                raise TrainingError(
+                    f"{out}: {name} is {value!r}, but the run began with {saved.get(name)!r}; use that, or another --out"
+                )
     write_json(config_path, {"schema": SCHEMA, **asdict(config)})
     return run
 
@@ -181,11 +187,16 @@ def _train(run: Run, config: TrainConfig, train: Images, validation: Images, pre
                 record: dict[str, object] = {"step": done, "epoch": done / epoch_steps, "lr": lr, "loss": float(np.mean(losses))}
                 if done % epoch_steps == 0:
                     record |= _quick_look(net, space, train, validation, preprocess)
-                    say(f"epoch {done // epoch_steps}/{config.epochs}: " + ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k not in ("step", "epoch")))
+                    say(
+                        f"epoch {done // epoch_steps}/{config.epochs}: "
+                        + ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k not in ("step", "epoch"))
+                    )
                 append_jsonl(metrics, record | {"seconds": round(time.monotonic() - began, 1)})
                 losses.clear()
                 if not all(bool(p.isfinite().all()) for p in net.parameters()):
-                    raise TrainingError(f"weights are not finite after step {step}; the last good checkpoint is kept; lower --lr (now {config.lr})")
+                    raise TrainingError(
+                        f"weights are not finite after step {step}; the last checkpoint is kept; lower --lr (now {config.lr})"
+                    )
                 save_checkpoint(run.supernet_dir, net, optimizer, done)
                 saved = done
                 if stop_asked() and done < total:
@@ -240,7 +251,9 @@ def _optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
 
 
-def _quick_look(net: Supernet, space: SearchSpace, train: Images, validation: Images, preprocess: Preprocessing) -> dict[str, float]:
+def _quick_look(
+    net: Supernet, space: SearchSpace, train: Images, validation: Images, preprocess: Preprocessing
+) -> dict[str, float]:
     """Top-1 of the largest and smallest networks on some validation images, re-calibrated."""
     some = validation.subset(np.arange(len(validation))[:: max(1, len(validation) // QUICK_IMAGES)])
     found = {}
@@ -251,7 +264,9 @@ def _quick_look(net: Supernet, space: SearchSpace, train: Images, validation: Im
     return found
 
 
-def calibration_batches(train: Images, preprocess: Preprocessing, resolution: int, *, num_images: int = 2_000, batch_size: int = 200) -> list[Tensor]:
+def calibration_batches(
+    train: Images, preprocess: Preprocessing, resolution: int, *, num_images: int = 2_000, batch_size: int = 200
+) -> list[Tensor]:
     """Return normalised batches of a fixed random choice of training images."""
     chosen = np.random.default_rng(0).permutation(len(train))[:num_images]
     return [preprocess(images, resolution) for images, _ in in_batches(train.subset(chosen), batch_size)]

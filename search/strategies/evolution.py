@@ -29,7 +29,9 @@ class EvolutionConfig:
 class Evolution:
     """Ask/tell evolution; `population`, `score` and `violation` hold the current one, best first."""
 
-    def __init__(self, space: SearchSpace, rng: np.random.Generator, config: EvolutionConfig, start: Population | None = None) -> None:
+    def __init__(
+        self, space: SearchSpace, rng: np.random.Generator, config: EvolutionConfig, start: Population | None = None
+    ) -> None:
         self.space, self.rng, self.config = space, rng, config
         drawn = space.sample(rng, config.population_size)
         self._next = drawn if start is None else np.concatenate([start, drawn])

@@ -73,7 +73,9 @@ def test_different_archs_compute_different_logits():
     space = get_space("mbv3_tiny_image")
     net = shaken(space).eval()
     images = torch.randn(2, 3, 16, 16)
-    outputs = [net(images, arch) for arch in (space.largest, space.arch(stage1__block0__kernel_size=3), space.arch(stage2__depth=2))]
+    outputs = [
+        net(images, arch) for arch in (space.largest, space.arch(stage1__block0__kernel_size=3), space.arch(stage2__depth=2))
+    ]
     for a, b in itertools.combinations(outputs, 2):
         assert (a - b).abs().max() > 10 * torch.finfo(a.dtype).eps * a.abs().max()
 

@@ -1,0 +1,104 @@
+"""Drawings of architectures: one row of blocks, as inline SVG."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+from markupsafe import Markup
+
+from ofa.space import BlockSpec
+from search.plots import element, shorten
+
+CELL = 56  # px from one block to the next
+HALF = 62  # px, half the height of the widest block
+MIDDLE = 108  # y of the line that runs through the blocks
+CHAR = 5.7  # px, mean width of a character at the 10.5 px that drawings are lettered in
+
+
+def most_channels(blocks: Mapping[str, BlockSpec]) -> int:
+    """Return the largest number of channels in a network: what the heights of a drawing are relative to."""
+    return max(max(spec.out_channels, spec.hidden_channels) for spec in blocks.values())
+
+
+def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int) -> Markup:
+    """Draw a network from left to right.
+
+    A block's height grows with the square root of its channels (pale: expanded, solid: output), its width with the kernel
+    size, which is also its colour. Below stand kernel size, expand ratio, output channels and stride; above, the resolution.
+
+    Args:
+        blocks: name -> block in execution order.
+        channels: number that fills the whole height; the same for all drawings that are to be compared.
+    """
+    names, specs = list(blocks), list(blocks.values())
+    width, height = CELL * len(specs) + 12, MIDDLE + HALF + 92
+    parts = [element("line", class_="flow", x1=2, x2=width - 2, y1=MIDDLE, y2=MIDDLE)]
+    parts += [_block(name, spec, 6 + CELL * i, channels) for i, (name, spec) in enumerate(blocks.items())]
+    parts += [_bracket(start, end, 26, 18, label, -4) for start, end, label in _runs([f"{s.out_resolution} px" for s in specs])]
+    below = MIDDLE + HALF + 68
+    parts += [
+        _bracket(start, end, below, below + 14, label, 4) for start, end, label in _runs([n.partition("_")[0] for n in names])
+    ]
+    for i, spec in enumerate(specs):
+        if spec.out_resolution < spec.resolution:
+            x = 6 + CELL * i
+            parts.append(element("line", class_="shrink", x1=x, x2=x, y1=30, y2=MIDDLE + HALF + 4))
+    label = f"{len(specs)} blocks, input {specs[0].resolution} px"
+    view = f"0 0 {width} {height}"
+    return element("svg", *parts, class_="network", viewBox=view, width=width, height=height, role="img", aria_label=label)
+
+
+def _block(name: str, spec: BlockSpec, left: float, channels: int) -> Markup:
+    kernel = spec.kernel_size if spec.kind in ("conv", "mbconv") else 0
+    centre, width = left + CELL / 2, 10 + 4 * kernel
+    style = f"k{kernel}" if kernel in (3, 5, 7) else "k0"
+
+    def bar(count: int, class_: str) -> Markup:
+        half = max(2.0, HALF * math.sqrt(count / channels))
+        return element(
+            "rect", class_=f"{class_} {style}", x=centre - width / 2, y=MIDDLE - half, width=width, height=2 * half, rx=2
+        )
+
+    parts = [element("title", f"{name}: {spec}")]
+    if spec.hidden_channels:
+        parts.append(bar(spec.hidden_channels, "hidden"))
+    parts.append(bar(spec.out_channels, "solid"))
+    if spec.se:
+        top = MIDDLE - HALF * math.sqrt(max(spec.hidden_channels, spec.out_channels) / channels)
+        parts.append(element("circle", class_="se", cx=centre, cy=top, r=9))
+        parts.append(element("text", "SE", class_="se-text", x=centre, y=top + 3, text_anchor="middle"))
+    words = [
+        f"{kernel}×{kernel}" if kernel else spec.kind,
+        f"×{spec.hidden_channels / spec.in_channels:.2g}" if spec.hidden_channels else "",
+    ]
+    words += [f"{spec.out_channels} ch", f"stride {spec.stride}" if spec.stride > 1 else ""]
+    for row, word in enumerate(words):
+        if word:
+            parts.append(element("text", word, class_="spec", x=centre, y=MIDDLE + HALF + 18 + 14 * row, text_anchor="middle"))
+    return element("g", *parts)
+
+
+def _runs(labels: list[str]) -> list[tuple[int, int, str]]:
+    """Return (first, last + 1, label) of equal neighbours."""
+    runs, start = [], 0
+    for label, group in itertools.groupby(labels):
+        end = start + len(list(group))
+        runs.append((start, end, label))
+        start = end
+    return runs
+
+
+def _bracket(start: int, end: int, line_y: float, text_y: float, label: str, tip: float) -> Markup:
+    """A line over the cells [start, end) with its label in the middle, cut to fit."""
+    left, right = 6 + CELL * start + 3, 6 + CELL * end - 3
+    room = int((right - left + 8) / CHAR)
+    text = shorten(label, room)
+    path = f"M{left} {line_y - tip}V{line_y}H{right}V{line_y - tip}"
+    return element(
+        "g",
+        element("title", label),
+        element("path", class_="bracket", d=path),
+        element("text", text, class_="spec", x=(left + right) / 2, y=text_y, text_anchor="middle"),
+    )

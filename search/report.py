@@ -1,0 +1,254 @@
+"""The report: everything a run found out and the proof of it, in one HTML file that opens offline.
+
+Reads a run at any stage; a part that is not there yet becomes a sentence with the command that makes it. The numbers are those
+of the run's files; only SHA-256 sums and costs of architectures are computed anew.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from deploy.limits import Limit, format_value
+from latency.cost import CountCost
+from latency.table import LatencyTable
+from ofa.artefacts import read_json, read_jsonl, sha256_of, write_bytes
+from ofa.run_dir import Run
+from ofa.space import ArchConfig, SearchSpace
+from ofa.training.checkpoint import list_checkpoints
+from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
+from search.drawing import draw_network, most_channels
+from search.evidence import Network, Search, best_of, read_exports, read_searches
+from search.pareto import non_dominated
+from search.plots import Bound, Point, agreement_plot, curves_plot, pareto_plot
+
+BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
+WIDE, NARROW = (920.0, 420.0), (380.0, 380.0)  # px; a plot that is only scaled down cannot be read on a phone
+
+
+def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
+    """Write a run's report.
+
+    Args:
+        run: run directory, at any stage.
+        out: file to write; None = report.html in the run directory.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        OfaError: if `run` is no run directory, or one of its files is damaged.
+    """
+    run = Run(run.path if isinstance(run, Run) else run)  # read again: commands may have been added since
+    path = Path(out) if out is not None else run.path / "report.html"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        digits=_digits, percent=_percent, count=_count, quote=shlex.quote, brief=lambda arch: brief(run.space, arch)
+    )
+    write_bytes(path, environment.get_template("report.html.j2").render(_content(run)).encode())
+    return path
+
+
+def _content(run: Run) -> dict[str, Any]:
+    """Return what the template shows."""
+    tables = [LatencyTable.load(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
+    searches = list(read_searches(run))
+    exports = list(read_exports(run))
+    shipped = {network.arch for network in exports}
+    networks = exports + [best_of(run, search) for search in searches if search.best not in shipped]
+    macs, params = CountCost("macs", run.space), CountCost("params", run.space)
+    networks.sort(key=lambda n: (macs(n.arch), n.name))
+    costs: list[tuple[str, LatencyTable | CountCost]] = [(table.device, table) for table in tables] or [("", macs)]
+    training = run.supernet_dir / "config.json"
+    return {
+        "run": run,
+        "data_name": Path(run.data.source).name or run.data.source,
+        "commands": _commands(run, tables),
+        "space_size": _power_of_ten(run.space.size()),
+        "networks": networks,
+        "macs": macs,
+        "params": params,
+        "tables": [(table, agreement_plot(table.validation, quantity="latency", unit="ms", band=BAND)) for table in tables],
+        "fronts": [_front(run, device, cost, searches) for device, cost in costs] if searches else [],
+        "searches": searches,
+        "predictor": _predictor(searches),
+        "drawings": _drawings(run, networks),
+        "training": _training(run),
+        "config": read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {},
+        "hosts": _hosts(run, tables, networks),
+        "files": [(_relative(path, run), sha256_of(path)) for path in _files(run, searches, networks)],
+    }
+
+
+def _front(run: Run, device: str, cost: LatencyTable | CountCost, searches: Iterable[Search]) -> dict[str, Any]:
+    """Put all measured networks on one plot against one cost: latency in ms, or multiply-adds in millions."""
+    key, unit, scale = (f"latency@{device}", "ms", 1.0) if device else ("macs", "M", 1e-6)
+    top1: dict[ArchConfig, float] = {}
+    chosen: dict[ArchConfig, list[str]] = {}
+    limits: dict[float, list[str]] = {}
+    for search in searches:
+        top1.update(search.top1)
+        chosen.setdefault(search.best, []).append(search.name)
+        for limit in search.limits:
+            if limit.key == key:
+                limits.setdefault(limit.bound * scale, []).append(search.name)
+    archs = list(top1)
+    costs = cost.predict(run.space.encode(archs)) * scale
+    kept = non_dominated(np.column_stack([costs, [-value for value in top1.values()]]))
+    points = []
+    for arch, value, on_front in zip(archs, costs.tolist(), kept.tolist(), strict=True):
+        label = ", ".join(chosen.get(arch, []))
+        title = f"{brief(run.space, arch)}; top-1 {_percent(top1[arch])}, {_digits(value)} {unit if device else 'M MACs'}"
+        points.append(Point(value, 100 * top1[arch], f"{label}: {title}" if label else title, on_front, label))
+    bounds = [Bound(value, ", ".join(names), f"≤ {value:.4g} {unit}") for value, names in sorted(limits.items())]
+    reach = 1.3 * float(costs.max())
+    shown = [bound for bound in bounds if bound.cost <= reach]
+    x_title = "Predicted latency, ms" if device else "Multiply-adds (MACs), millions"
+    return {
+        "device": device,
+        "unit": "Latency, ms" if device else "MACs, M",
+        "wide": pareto_plot(points, shown, x_title=x_title, width=WIDE[0], height=WIDE[1]),
+        "narrow": pareto_plot(points, shown, x_title=x_title, width=NARROW[0], height=NARROW[1]),
+        "beyond": [bound.label for bound in bounds if bound.cost > reach],
+        "limited": bool(bounds),
+        "num_points": len(points),
+        "rows": [(archs[i], float(costs[i]), top1[archs[i]], chosen.get(archs[i], [])) for i in np.argsort(costs) if kept[i]],
+    }
+
+
+def _predictor(searches: Iterable[Search]) -> tuple[Search, Markup] | None:
+    """Return the search whose accuracy predictor was fitted to the most networks, and the plot of that predictor."""
+    best = max(searches, key=lambda search: len(search.held_out), default=None)
+    if best is None or not best.held_out:
+        return None
+    pairs = [(100 * predicted, 100 * measured) for predicted, measured in best.held_out]
+    return best, agreement_plot(pairs, quantity="top-1", unit="%")
+
+
+def _drawings(run: Run, networks: Iterable[Network]) -> list[tuple[list[str], ArchConfig, dict[str, Any], Markup]]:
+    """Draw every chosen architecture once, all to one scale."""
+    names: dict[ArchConfig, list[str]] = {}
+    for network in networks:
+        names.setdefault(network.arch, []).append(network.name)
+    blocks = {arch: run.space.blocks(arch) for arch in names}
+    channels = max((most_channels(b) for b in blocks.values()), default=1)
+    return [(names[arch], arch, b, draw_network(b, channels=channels)) for arch, b in blocks.items()]
+
+
+def _training(run: Run) -> dict[str, Any] | None:
+    """Return the training curves and their last values; None before the first epoch."""
+    records = [r for r in read_jsonl(run.supernet_dir / "metrics.jsonl") if isinstance(r.get("epoch"), int | float)]
+    lines = {
+        name: [(float(r["epoch"]), float(r[name]) * (1 if name == "loss" else 100)) for r in records if _is_number(r.get(name))]
+        for name in ("loss", "top1_largest", "top1_smallest")
+    }
+    if not lines["loss"]:
+        return None
+    seconds = [float(r.get("seconds", 0)) for r in records]
+    # the clock starts again whenever training is resumed
+    total = sum(now - before if now >= before else now for before, now in zip([0.0, *seconds], seconds, strict=False))
+    top1 = [("largest", lines["top1_largest"]), ("smallest", lines["top1_smallest"])]
+    return {
+        "epochs": records[-1]["epoch"],
+        "duration": _duration(total),
+        "last": {name: line[-1][1] for name, line in lines.items() if line},
+        "loss": curves_plot([("loss", lines["loss"])], y_title="Training loss, nats"),
+        "top1": curves_plot(top1, y_title="Top-1 on validation images, %") if any(line for _, line in top1) else None,
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _hosts(run: Run, tables: Iterable[LatencyTable], networks: Iterable[Network]) -> list[tuple[str, list[str]]]:
+    """Return (machine with its versions, what was done there), each machine once."""
+    work = [(command.get("host"), "commands") for command in run.record["commands"]]
+    work += [(table.provenance.get("host"), f"latency table {table.device}") for table in tables]
+    work += [(network.proof.host, f"verification of {network.name}") for network in networks if network.proof]
+    found: dict[str, dict[str, None]] = {}
+    for host, what in work:
+        if isinstance(host, Mapping):
+            text = ", ".join(
+                str(value) if key in ("cpu", "system") else f"{key} {value}"
+                for key, value in host.items()
+                if value != "not installed"
+            )
+            found.setdefault(text, {})[what] = None
+    return [(host, list(done)) for host, done in found.items()]
+
+
+def _files(run: Run, searches: Iterable[Search], networks: Iterable[Network]) -> list[Path]:
+    """Files that the report rests on."""
+    weights = [checkpoint.path / "model.safetensors" for checkpoint in list_checkpoints(run.supernet_dir)[-1:]]
+    tables = sorted((run.path / "latency").glob("*.json"))
+    models = [n.path / name for n in networks for name in ("model.onnx", "model.json", "verification.json")]
+    return [path for path in [*weights, *tables, *(s.path for s in searches), *models] if path.exists()]
+
+
+def _commands(run: Run, tables: Iterable[LatencyTable]) -> dict[str, str]:
+    """Return the commands that make what a run lacks, with limits that can be met."""
+    where = shlex.quote(str(run.path))
+    some = run.space.sample(np.random.default_rng(0), 500)
+    limit = Limit("macs", None, float(np.median(CountCost("macs", run.space).predict(some))))
+    for table in tables:
+        limit = Limit("latency", table.device, float(np.median(table.predict(some))))
+    return {
+        "train": f"ofa train --space {run.space_name} --data {shlex.quote(run.data.source)} --out {where} --resume auto",
+        "profile": f"ofa profile {where} --device ort_cpu_1t",
+        "search": f"ofa search {where} --where {shlex.quote(str(limit))}",
+    }
+
+
+def brief(space: SearchSpace, arch: ArchConfig) -> str:
+    """Describe an architecture in a few words: resolution and the depths of its stages."""
+    depths = [
+        str(value) for dimension, value in zip(space.dimensions, arch.values, strict=True) if dimension.name.endswith(".depth")
+    ]
+    return f"{space.resolution(arch)} px input" + (f", depths {'-'.join(depths)}" if depths else "")
+
+
+def _relative(path: Path, run: Run) -> str:
+    return path.relative_to(run.path).as_posix() if path.is_relative_to(run.path) else str(path)
+
+
+def _duration(seconds: float) -> str:
+    unit, size = ("s", 1) if seconds < 120 else ("min", 60) if seconds < 7200 else ("h", 3600)
+    return f"{seconds / size:.3g} {unit}"
+
+
+def _digits(value: float, significant: int = 3) -> str:
+    """Write a number with that many significant digits and no exponent."""
+    decimals = significant - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, decimals)}f}"
+
+
+def _percent(share: float, decimals: int = 1) -> str:
+    return f"{100 * share:.{decimals}f}%"
+
+
+def _count(value: float) -> str:
+    written = format_value("macs", value)
+    return f"{written[:-1]} {written[-1]}"
+
+
+def _power_of_ten(value: int) -> str:
+    """Write a number of networks for people: in full up to 9999, larger ones like 4.2 × 10¹⁵."""
+    digits = str(value)
+    if len(digits) <= 4:
+        return digits
+    power = str(len(digits) - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digits[0]}.{digits[1]} × 10{power}"

@@ -1,0 +1,293 @@
+"""Everything a user can get wrong: one line, the right exit code, nothing lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.verify import verify_model
+from ofa.artefacts import ArtefactError, read_json, write_bytes, write_json
+from ofa.run_dir import Run
+from ofa.training.checkpoint import list_checkpoints
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def fails(process, code, *parts):
+    """The process ended with `code` and exactly one line of error that holds `parts`."""
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, process.stderr
+    for part in parts:
+        assert part in errors[0]
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run that a test may damage."""
+    shutil.copytree(trained.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# -- names, options, directories ------------------------------------------------------------------------------------
+
+
+def test_unknown_names_list_the_legal_ones(cli, run, tmp_path):
+    fails(
+        cli("train", "--space", "mbv4", "--data", "digits", "--out", tmp_path / "x"),
+        1,
+        "unknown space 'mbv4'",
+        "mbv3_small_image",
+    )
+    fails(
+        cli("train", "--space", "mbv3_tiny_image", "--data", "digits", "--out", tmp_path / "x", "--recipe", "r"),
+        1,
+        "unknown recipe",
+        "sandwich",
+    )
+    fails(
+        cli("train", "--space", "mbv3_tiny_image", "--data", "nowhere", "--out", tmp_path / "x"),
+        1,
+        "no such directory",
+        "digits, cifar10",
+    )
+    fails(cli("profile", run, "--device", "pi4"), 1, "unknown device 'pi4'", "ort_cpu_1t, ort_cpu_2t")
+    assert not (tmp_path / "x").exists()
+
+
+def test_wrong_usage_exits_with_2(cli):
+    for arguments in (("train",), ("search",), ("fly",), ("verify", "x", "--seconds", "soon"), ("train", "--resume", "maybe")):
+        process = cli(*arguments)
+        assert process.returncode == 2
+        assert "Traceback" not in process.stderr
+
+
+def test_a_directory_that_is_no_run_is_refused_by_every_command(cli, tmp_path):
+    for command in (["profile", tmp_path], ["search", tmp_path], ["report", tmp_path], ["profile", tmp_path / "none"]):
+        fails(cli(*command), 1, "not a run directory", "ofa train")
+
+
+def test_a_run_of_another_space_is_refused(cli, run):
+    process = cli("train", "--space", "mbv3_small_image", "--data", "digits", "--out", run, "--resume", "auto")
+    fails(process, 1, "is a run of space 'mbv3_tiny_image', not 'mbv3_small_image'")
+
+
+def test_limits_are_checked_before_anything_is_measured(cli, run):
+    trials = (run / "search" / "trials.jsonl").read_bytes()
+    fails(cli("search", run, "--where", "latency@ort_cpu_1t <= 3"), 1, "no unit", "ms")
+    fails(cli("search", run, "--where", "latency@pi4 <= 3ms"), 1, "no latency table of device 'pi4'", "ofa profile", "ort_cpu_1t")
+    fails(cli("search", run, "--where", "top1 >= 0.9"), 1, "search maximises top1 itself")
+    fails(cli("search", run, "--where", "latency@ort_cpu_1t <= 1us"), 3, "nearest feasible value: latency@ort_cpu_1t <= ")
+    fails(cli("search", run, "--where", "params <= 1K", "--where", "macs <= 100M"), 3, "nearest feasible value: params <= ")
+    fails(cli("search", run, "--evals", "3"), 1, "evals is 3, expected at least 10")
+    fails(cli("search", run, "--tag", "../x"), 1, "expected a plain folder name")
+    assert (run / "search" / "trials.jsonl").read_bytes() == trials
+
+
+def test_fewer_than_two_classes_and_unreadable_images(cli, image_folder, tmp_path):
+    broken = image_folder / "train" / "dark" / "000.png"
+    broken.write_bytes(b"?")
+    train = ["train", "--space", "mbv3_tiny_image", "--data", image_folder, "--epochs", 1, "--batch-size", 16]
+    fails(cli(*train, "--out", tmp_path / "a", "--strict"), 1, "1 of 80 images cannot be read", "000.png")
+    process = cli(*train, "--out", tmp_path / "b")
+    assert process.returncode == 0, process.stderr
+    assert "left out 1 of 80 images" in process.stderr
+    shutil.rmtree(image_folder / "train" / "dark")
+    fails(cli(*train, "--out", tmp_path / "c"), 1, "1 class (bright), expected at least two")
+
+
+# -- damaged and foreign files --------------------------------------------------------------------------------------
+
+
+DAMAGE = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "foreign": lambda path: path.write_bytes(b'{"schema": "other/1"}'),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 8),
+    "deep": lambda path: path.write_bytes(b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["model.json", "model.onnx", "model.safetensors"])
+def test_damaged_export_is_refused_by_verify(trained, tmp_path, file, damage):
+    folder = tmp_path / "out"
+    shutil.copytree(trained.path / "export" / "best", folder)
+    DAMAGE[damage](folder / file)
+    with pytest.raises(ArtefactError) as caught:
+        verify_model(folder / "model.onnx", seconds=0.1)
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_architecture_is_refused_by_export(cli, run, tmp_path, damage):
+    DAMAGE[damage](run / "search" / "best" / "arch.json")
+    fails(cli("export", run / "search" / "best", "-o", tmp_path / "out"), 1, "arch.json")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_latency_table_is_refused_by_search(cli, run, damage):
+    DAMAGE[damage](run / "latency" / "ort_cpu_1t.json")
+    process = cli("search", run, "--where", "latency@ort_cpu_1t <= 1ms")
+    fails(process, 1, "ort_cpu_1t")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
+def test_damaged_checkpoint_is_refused_and_the_good_one_named(run, file, damage):
+    checkpoints = list_checkpoints(run / "supernet")
+    DAMAGE[damage](checkpoints[-1].path / file)
+    with pytest.raises(ArtefactError, match=f"{checkpoints[0].path.name} is good: remove {checkpoints[-1].path.name}"):
+        Run(run).load_supernet()
+
+
+def test_flipped_bit_in_weights_is_noticed(run):
+    path = list_checkpoints(run / "supernet")[-1].path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ArtefactError, match="SHA-256"):
+        Run(run).load_supernet()
+
+
+def test_architecture_of_another_space_or_with_illegal_values(cli, run, tmp_path):
+    path = run / "search" / "best" / "arch.json"
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps({**good, "space": "mbv3_small_image"}))
+    fails(cli("export", path, "-o", tmp_path / "out"), 1, "belongs to space 'mbv3_small_image'")
+    path.write_text(json.dumps({**good, "values": {**good["values"], "stage1.depth": 5}}))
+    fails(cli("export", path, "-o", tmp_path / "out"), 1, "stage1.depth = 5 is not one of: 2, 3, 4")
+
+
+def test_foreign_onnx_file_is_refused(cli, tmp_path, trained):
+    (tmp_path / "model.onnx").write_bytes(b"PK\x03\x04 not a model")
+    fails(cli("verify", tmp_path / "model.onnx"), 1, "model.json: no such file")
+    fails(cli("verify", tmp_path / "none.onnx"), 1, "no such file")
+    shutil.copy(trained.path / "export" / "best" / "model.json", tmp_path)
+    fails(cli("verify", tmp_path / "model.onnx"), 1, "SHA-256")
+
+
+def test_broken_promises_exit_with_4(cli, trained):
+    model = trained.path / "export" / "best" / "model.onnx"
+    fails(cli("verify", model, "--where", "latency@ort_cpu_1t <= 1us", "--seconds", "0.2"), 4, "latency@ort_cpu_1t failed")
+    fails(cli("verify", model, "--where", "top1 >= 0.999", "--seconds", "0.2"), 4, "accuracy failed")
+
+
+# -- full disks and interruptions -----------------------------------------------------------------------------------
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"schema": "s/1", "value": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"schema": "s/1", "value": float("nan")})
+    assert read_json(path, schema="s/1")["value"] == 1
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_bytes(path, b"x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_json(path, schema="s/1")["value"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(cli, run):
+    """The error of a full disk is raised where the checkpoint is written, as the system would."""
+    code = (
+        "import errno, sys, ofa.artefacts\n"
+        "import ofa.training.checkpoint as c\n"
+        "def full(path, data): raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
+        "c.write_bytes = full\n"
+        "from search.cli import main; main()"
+    )
+    newest = list_checkpoints(run / "supernet")[-1]
+    shutil.rmtree(newest.path)
+    arguments = [
+        "train",
+        "--space",
+        "mbv3_tiny_image",
+        "--data",
+        "digits",
+        "--out",
+        str(run),
+        "--resume",
+        "auto",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "64",
+    ]
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    fails(process, 1, "No space left on device", "free some space")
+    assert [c.step for c in list_checkpoints(run / "supernet")] == [18]
+    assert not list((run / "supernet").glob(".*partial"))
+    assert cli(*arguments).returncode == 0
+    assert [c.step for c in list_checkpoints(run / "supernet")] == [18, 36]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves_its_step_and_resumes(cli, tmp_path, number):
+    arguments = [
+        "train",
+        "--space",
+        "mbv3_tiny_image",
+        "--data",
+        "digits",
+        "--out",
+        str(tmp_path / "x"),
+        "--epochs",
+        "200",
+        "--batch-size",
+        "64",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from search.cli import main; main()", *arguments],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    metrics = tmp_path / "x" / "supernet" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert list_checkpoints(tmp_path / "x" / "supernet")[-1].step > 0
+
+
+def test_killed_training_equals_an_uninterrupted_run(tmp_path):
+    """SIGKILL at arbitrary moments, then --resume auto: the same weights to the last bit."""
+    base = ["train", "--space", "mbv3_tiny_image", "--data", "digits", "--epochs", "3", "--batch-size", "256", "--resume", "auto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out):
+        command = [sys.executable, "-c", "from search.cli import main; main()", *base, "--out", str(out)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
+
+    assert start(tmp_path / "straight").wait(200) == 0
+    for delay in (4.0, 6.0, 8.0):
+        process = start(tmp_path / "killed")
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    assert start(tmp_path / "killed").wait(200) == 0
+    ends = [list_checkpoints(tmp_path / name / "supernet")[-1] for name in ("straight", "killed")]
+    assert ends[0].step == ends[1].step
+    assert (ends[0].path / "model.safetensors").read_bytes() == (ends[1].path / "model.safetensors").read_bytes()

@@ -1,0 +1,275 @@
+"""Data, rules, schedule, calibration and the training loop's promises."""
+
+import json
+import math
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ofa.artefacts import read_jsonl
+from ofa.errors import OfaError
+from ofa.spaces import get_space
+from ofa.training.calibration import calibrate, top1
+from ofa.training.data import (
+    DataError,
+    Images,
+    Preprocessing,
+    load_images,
+    split_validation,
+    steps_per_epoch,
+    training_batch,
+)
+from ofa.training.distillation import soft_cross_entropy
+from ofa.training.loop import TrainConfig, TrainingError, train_supernet
+from ofa.training.rules import get_rule, sandwich
+from ofa.training.schedule import warmup_cosine
+
+SPACE = get_space("mbv3_tiny_image")
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_digits_split_is_fixed_and_disjoint():
+    train, test = load_images("digits", "train", max_size=16), load_images("digits", "test", max_size=16)
+    assert (len(train), len(test)) == (1348, 449)
+    assert train.images.shape[1:] == (3, 8, 8)
+    assert torch.bincount(test.labels).min() > 30
+
+
+def test_validation_is_a_stratified_part_of_training():
+    data = load_images("digits", "train", max_size=16)
+    train, validation = split_validation(data, fraction=0.2, seed=1)
+    assert len(train) + len(validation) == len(data)
+    shares = torch.bincount(validation.labels) / torch.bincount(data.labels)
+    assert ((shares > 0.18) & (shares < 0.22)).all()
+    again = split_validation(data, fraction=0.2, seed=1)[1]
+    assert torch.equal(again.images, validation.images)
+
+
+def test_an_epoch_of_batches_covers_every_image_once():
+    n = 64
+    data = Images(torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 8, 8) + 100, torch.arange(n), ("a", "b"))
+    seen = torch.cat([training_batch(data, s, batch_size=16, seed=3, flip=True)[1] for s in range(steps_per_epoch(data, 16))])
+    assert sorted(seen.tolist()) == list(range(n))
+    other_epoch = training_batch(data, 4, batch_size=16, seed=3, flip=True)[1]
+    assert other_epoch.tolist() != seen[:16].tolist()
+
+
+def test_augmentation_shifts_and_mirrors_whole_images():
+    image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    image[:, :, 3, 2] = 255
+    data = Images(image.expand(256, 3, 8, 8), torch.zeros(256, dtype=torch.int64), ("a", "b"))
+    batch, _ = training_batch(data, 0, batch_size=256, seed=0, flip=True)
+    assert (batch.sum((1, 2, 3)) == 3 * 255).all()  # a shift of one pixel cannot push it out
+    columns = {int(c) for c in batch[:, 0].nonzero()[:, 2]}
+    assert columns == {1, 2, 3, 4, 5, 6}  # 2 +- 1, and mirrored 5 +- 1
+    unflipped, _ = training_batch(data, 0, batch_size=256, seed=0, flip=False)
+    assert {int(c) for c in unflipped[:, 0].nonzero()[:, 2]} == {1, 2, 3}
+
+
+def test_preprocessing_normalises_and_resizes():
+    data = load_images("digits", "train", max_size=16)
+    preprocess = Preprocessing.of(data, flip=False)
+    out = preprocess(data.images, 8)
+    assert out.mean().abs() < 1e-3
+    assert abs(float(out.std()) - 1) < 1e-2
+    assert preprocess(data.images[:2], 16).shape == (2, 3, 16, 16)
+
+
+def test_directory_and_archive_hold_the_same_images(image_folder, tmp_path):
+    archive = tmp_path / "images.tar.xz"
+    with tarfile.open(archive, "w:xz") as file:
+        file.add(image_folder, "images")
+    for split, count in (("train", 80), ("test", 16)):
+        a, b = load_images(str(image_folder), split, max_size=32), load_images(str(archive), split, max_size=32)
+        assert a.classes == b.classes == ("bright", "dark")
+        assert len(a) == count
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+
+
+def test_large_images_are_stored_small_and_square(tmp_path):
+    for split in ("train", "val"):
+        for label in "ab":
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            Image.new("L", (300, 200)).save(folder / "x.jpg")
+    assert load_images(str(tmp_path), "test", max_size=32).images.shape == (2, 3, 40, 40)
+
+
+def test_unreadable_images_are_named_and_counted_or_stop_when_strict(image_folder):
+    (image_folder / "train" / "dark" / "000.png").write_bytes(b"not an image")
+    (image_folder / "train" / "dark" / "001.png").write_bytes((image_folder / "train" / "dark" / "002.png").read_bytes()[:60])
+    with pytest.warns(UserWarning, match=r"left out 2 of 80 images.*dark/000.png"):
+        assert len(load_images(str(image_folder), "train", max_size=32)) == 78
+    with pytest.raises(DataError, match=r"2 of 80 images cannot be read"):
+        load_images(str(image_folder), "train", max_size=32, strict=True)
+
+
+def test_impossible_data_says_what_was_expected(image_folder, tmp_path):
+    with pytest.raises(DataError, match=r"no such directory, archive or name; names: digits, cifar10"):
+        load_images("digit", "train", max_size=32)
+    with pytest.raises(DataError, match=r"no train/ inside"):
+        load_images(str(tmp_path / "images" / "train"), "train", max_size=32)
+    (tmp_path / "broken.tar").write_bytes(b"\x00" * 100)
+    with pytest.raises(DataError, match=r"no images found|not a readable tar"):
+        load_images(str(tmp_path / "broken.tar"), "train", max_size=32)
+    for path in (image_folder / "train" / "dark").iterdir():
+        path.unlink()
+    (image_folder / "train" / "dark").rmdir()
+    with pytest.raises(DataError, match=r"1 class \(bright\), expected at least two"):
+        load_images(str(image_folder), "train", max_size=32)
+
+
+# -- rules, losses, schedule ----------------------------------------------------------------------------------------
+
+
+def test_sandwich_teaches_largest_from_labels_and_the_others_from_it():
+    lessons = sandwich(SPACE, np.random.default_rng(0))
+    assert lessons[0].arch == SPACE.largest
+    assert lessons[0].from_labels
+    assert lessons[-1].arch == SPACE.smallest
+    assert not any(lesson.from_labels for lesson in lessons[1:])
+    assert len({lesson.arch for lesson in lessons}) == 4
+    assert sandwich(SPACE, np.random.default_rng((0, 7))) == sandwich(SPACE, np.random.default_rng((0, 7)))
+
+
+def test_sandwich_of_one_network_is_plain_training():
+    lessons = sandwich(SPACE.restrict(SPACE.smallest), np.random.default_rng(0))
+    assert [(lesson.arch, lesson.from_labels) for lesson in lessons] == [(SPACE.smallest, True)]
+
+
+def test_unknown_rule_lists_the_known_ones():
+    with pytest.raises(OfaError, match="unknown recipe 'x'; known: sandwich"):
+        get_rule("x")
+
+
+def test_soft_cross_entropy_is_the_hand_computed_sum_and_spares_the_teacher():
+    student = torch.tensor([[1.0, 2.0, 0.5]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 1.0, -1.0]], requires_grad=True)
+    p = np.exp([0.0, 1.0, -1.0]) / np.exp([0.0, 1.0, -1.0]).sum()
+    log_q = np.array([1.0, 2.0, 0.5]) - math.log(np.exp([1.0, 2.0, 0.5]).sum())
+    loss = soft_cross_entropy(student, teacher)
+    assert loss.item() == pytest.approx(-(p * log_q).sum(), rel=1e-6)
+    loss.backward()
+    assert teacher.grad is None
+
+
+def test_warmup_cosine_rises_peaks_and_ends_at_zero():
+    rates = [warmup_cosine(s, total_steps=100, warmup_steps=10, peak=0.4) for s in range(101)]
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[9] == rates[10] == 0.4
+    assert rates[55] == pytest.approx(0.2)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+
+
+# -- calibration ----------------------------------------------------------------------------------------------------
+
+
+def test_calibrate_averages_within_batch_statistics_weighted_by_size():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Dropout(0.9)).eval()
+    batches = [torch.randn(8, 3, 5, 5) * 2 + 1, torch.randn(4, 3, 5, 5)]
+    calibrate(net, batches)
+    first = [(b.mean((0, 2, 3)), b.var((0, 2, 3), unbiased=False)) for b in batches]
+    torch.testing.assert_close(net[0].running_mean, (8 * first[0][0] + 4 * first[1][0]) / 12)
+    torch.testing.assert_close(net[0].running_var, (8 * first[0][1] + 4 * first[1][1]) / 12)
+    hidden = [
+        nn.functional.conv2d((b - m[:, None, None]) / (v[:, None, None] + net[0].eps).sqrt(), net[1].weight)
+        for b, (m, v) in zip(batches, first, strict=True)
+    ]
+    variance = sum(len(h) * h.var((0, 2, 3), unbiased=False) for h in hidden) / 12
+    torch.testing.assert_close(net[2].running_var, variance)
+    assert not any(module.training for module in net.modules())
+    assert net[0].momentum == 0.1
+
+
+def test_calibrate_refuses_no_images():
+    with pytest.raises(ValueError, match="at least one image"):
+        calibrate(nn.BatchNorm2d(3), [])
+
+
+def test_top1_counts_over_uneven_batches():
+    data = Images(torch.zeros(7, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1, 0, 0, 0]), ("a", "b"))
+    always_first = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    with torch.no_grad():
+        always_first[1].weight.zero_()
+        always_first[1].bias.copy_(torch.tensor([1.0, 0.0]))
+    assert top1(always_first, data, Preprocessing((0.5,) * 3, (1.0,) * 3, False), 8, batch_size=3) == pytest.approx(5 / 7)
+
+
+# -- the loop -------------------------------------------------------------------------------------------------------
+
+
+def tiny(**changes):
+    return TrainConfig(**{"epochs": 1, "batch_size": 512, **changes})
+
+
+def weights(run):
+    return {k: v.clone() for k, v in run.load_supernet().state_dict().items()}
+
+
+def test_resumed_training_equals_an_uninterrupted_run(tmp_path):
+    straight = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=2))
+    newest = sorted((tmp_path / "a" / "supernet").glob("step_*"))
+    assert [path.name for path in newest] == ["step_000002", "step_000004"]
+    interrupted = train_supernet("mbv3_tiny_image", "digits", tmp_path / "b", config=tiny(epochs=2))
+    for path in sorted((tmp_path / "b" / "supernet").glob("step_*"))[1:]:  # as if it had been stopped in the second epoch
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    resumed = train_supernet("mbv3_tiny_image", "digits", tmp_path / "b", config=tiny(epochs=2), resume=True)
+    for (name, a), b in zip(weights(straight).items(), weights(resumed).values(), strict=True):
+        assert torch.equal(a, b), name
+    records = list(read_jsonl(tmp_path / "b" / "supernet" / "metrics.jsonl"))
+    assert [r["step"] for r in records] == [2, 4]
+    assert interrupted.space_name == "mbv3_tiny_image"
+
+
+def test_training_refuses_to_overwrite_or_mix_runs(tmp_path):
+    train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny())
+    with pytest.raises(TrainingError, match=r"already holds a trained run; add --resume auto"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny())
+    with pytest.raises(TrainingError, match=r"epochs is 3, but the run began with 1"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=3), resume=True)
+    with pytest.raises(TrainingError, match=r"is a run of space 'mbv3_tiny_image', not 'mbv3_small_image'"):
+        train_supernet("mbv3_small_image", "digits", tmp_path / "a", config=tiny(), resume=True)
+    with pytest.raises(TrainingError, match=r"data differs from the run's in seed"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(seed=1), resume=True)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=2))
+    kept = tmp_path / "a" / "supernet" / "step_000002"
+    for file in (tmp_path / "a" / "supernet" / "step_000004").iterdir():
+        file.unlink()
+    (tmp_path / "a" / "supernet" / "step_000004").rmdir()
+    monkeypatch.setattr("ofa.training.loop.F.cross_entropy", lambda logits, *_, **__: logits.sum() * math.nan)
+    with pytest.raises(TrainingError, match=r"loss is nan at step 2; checkpoint of step 2 is kept; .*lower --lr"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=2), resume=True)
+    assert json.loads((kept / "state.json").read_text())["step"] == 2
+
+
+def test_huge_learning_rate_ends_in_an_error_not_in_a_broken_checkpoint(tmp_path):
+    with pytest.raises(TrainingError, match="lower --lr"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(lr=1e30, epochs=3, clip_norm=0))
+    assert not list((tmp_path / "a" / "supernet").glob("step_*"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epochs": 0}, {"batch_size": 1}, {"lr": -1}, {"lr": math.nan}, {"label_smoothing": 1.0}, {"recipe": "x"}]
+)
+def test_illegal_settings_are_refused(changes):
+    with pytest.raises(OfaError):
+        tiny(**changes)
+
+
+def test_one_architecture_trained_alone_uses_the_same_loop(tmp_path):
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), arch=SPACE.smallest)
+    assert run.space.size() == 1
+    assert not any("kernel_transforms" in name for name in run.load_supernet().state_dict())
