@@ -33,8 +33,8 @@ def profile(
     table = profile_device(opened, device, config=ProfileConfig(rounds=rounds))
     path = opened.latency_path(table.device)
     say(f"{path}: {len(table.entries)} blocks")
-    say(f"error on networks it was not fitted to: {table.error}")
-    say(f"a line fitted to MACs alone:            {table.macs_error}")
+    say(f"error on networks it was not calibrated on: {table.error}")
+    say(f"a line fitted to MACs alone:              {table.macs_error}")
     say(f"limits are held with a margin of {table.margin:.1%} above predictions")
     if json:
         print_json(

@@ -24,7 +24,7 @@ from deploy.emit import emit, input_shape
 from deploy.runtimes import open_session
 from deploy.timing import clock_of, visit
 from latency.cost import CountCost
-from latency.table import FitError, LatencyTable
+from latency.table import Calibration, FitError, LatencyTable, block_design
 from ofa.artefacts import append_jsonl, read_jsonl
 from ofa.errors import OfaError
 from ofa.progress import progress, say
@@ -77,31 +77,30 @@ def profile_space(space: SearchSpace, device: DeviceSpec, config: ProfileConfig,
 
     entries = dict(zip(space.all_blocks, np.quantile(block_ms, 0.25, axis=0).tolist(), strict=True))
     measured = np.median(network_ms, axis=(0, 2))
-    sums = np.array([*entries.values(), 0.0])[space.block_ids(networks)].sum(1)
-    macs = CountCost("macs", space).predict(networks)
+    per_block = np.vstack([block_design(space.all_blocks, list(entries.values())), np.zeros(3)])
+    design = per_block[space.block_ids(networks)].sum(1)
     # the networks stand in order of MACs: every second one or so is held out, and both sets span the whole range
     held_out = np.zeros(len(networks), dtype=bool)
     held_out[np.linspace(1, len(networks) - 2, config.num_validation).round().astype(int)] = True
     fitted = ~held_out
 
-    scale, offset = fit_line(sums[fitted], measured[fitted])
-    predicted = scale * sums + offset
-    macs_scale, macs_offset = fit_line(macs[fitted], measured[fitted])
-    residuals = leave_one_out_residuals(sums[fitted], measured[fitted])
-    clock = clock_of(device)
+    calibration = Calibration.fit(design[fitted], measured[fitted])
+    predicted = calibration.predict(design)
+    macs = design * [0, 0, 1]
+    from_macs = Calibration.fit(macs[fitted], measured[fitted]).predict(macs)
+    residuals = leave_one_out_residuals(design[fitted], measured[fitted])
     return LatencyTable(
         space=space,
         device=device.name,
         entries=entries,
-        scale=scale,
-        offset_ms=offset,
+        calibration=calibration,
         error=FitError.of(predicted[held_out], measured[held_out]),
-        macs_error=FitError.of(macs_scale * macs[held_out] + macs_offset, measured[held_out]),
+        macs_error=FitError.of(from_macs[held_out], measured[held_out]),
         margin=max(0.0, float(residuals.mean() + ONE_SIDED_95 * residuals.std(ddof=1))),
         validation=tuple(zip(predicted[held_out].tolist(), measured[held_out].tolist(), strict=True)),
         provenance={
             "device": device.model_dump(),
-            "clock": clock,
+            "clock": clock_of(device),
             "rounds": len(block_ms),
             "host": host_facts(),
             "load_average": os.getloadavg()[0],
@@ -141,18 +140,11 @@ def spread_networks(space: SearchSpace, rng: np.random.Generator, n: int) -> Pop
     return pool[np.array(sorted(chosen, key=lambda i: macs[i]))]
 
 
-def fit_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """Fit y = a x + b by least squares of relative errors."""
-    design = np.stack([x, np.ones_like(x)], axis=1) / y[:, None]
-    (a, b), *_ = np.linalg.lstsq(design, np.ones_like(y), rcond=None)
-    return float(a), float(b)
-
-
-def leave_one_out_residuals(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return y / prediction - 1 for every point, the line being fitted to the others."""
-    keep = ~np.eye(len(x), dtype=bool)
-    lines = [fit_line(x[k], y[k]) for k in keep]
-    return np.array([yi / (a * xi + b) - 1 for (a, b), xi, yi in zip(lines, x, y, strict=True)])
+def leave_one_out_residuals(design: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return measured / predicted - 1 for every network, the calibration being fitted to the others."""
+    others = ~np.eye(len(measured), dtype=bool)
+    predicted = [Calibration.fit(design[k], measured[k]).predict(design[~k])[0] for k in others]
+    return measured / np.array(predicted) - 1
 
 
 def warn_about_noise(device: DeviceSpec) -> None:

@@ -1,12 +1,12 @@
 """Latency tables: a measured time for every block of a space, fitted to whole networks, with a statement of its own error.
 
-Blocks timed alone do not add up to a network (caches, layout changes at their ends), so the sum is mapped onto measured whole
-networks by a line. How far off it then is on networks that the line was not fitted to is part of the file.
+Blocks timed alone do not add up to a network: each run alone pays for a call and for layout changes at its ends, and finds other
+caches. So the sum is calibrated on a few measured whole networks. How far off it then is on other networks is part of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from latency.cost import MACS
 from ofa.artefacts import ArtefactError, is_positive, read_json, write_json
 from ofa.errors import OfaError
 from ofa.space import ArchConfig, BlockSpec, Population, SearchSpace
@@ -59,18 +60,45 @@ class FitError:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How times of blocks alone become the time of a network, in milliseconds.
+
+    network = sum over blocks (per_ms * time alone + per_block_ms + per_mmac_ms * million MACs) + offset_ms
+
+    per_block_ms is negative where a call costs more than a block inside a network; the MACs take up what layout changes hide.
+    """
+
+    per_ms: float
+    per_block_ms: float
+    per_mmac_ms: float
+    offset_ms: float
+
+    @classmethod
+    def fit(cls, design: NDArray[np.float64], measured: NDArray[np.float64]) -> Calibration:
+        """Fit by least squares of relative errors.
+
+        Args:
+            design: (n, 3), for every network the sum of its blocks' times, their number, and its million MACs.
+            measured: (n,) milliseconds.
+        """
+        relative = np.column_stack([design, np.ones(len(design))]) / measured[:, None]
+        coefficients, *_ = np.linalg.lstsq(relative, np.ones(len(design)), rcond=None)
+        return cls(*coefficients.tolist())
+
+    def predict(self, design: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Predict networks from the columns that `fit` takes, (n,) ms."""
+        return design @ np.array([self.per_ms, self.per_block_ms, self.per_mmac_ms]) + self.offset_ms
+
+
 @dataclass(frozen=True)
 class LatencyTable:
-    """Latency of one device in milliseconds per batch; a cost model.
-
-    A network is predicted as scale_ms * (sum of its blocks) + offset_ms.
-    """
+    """Latency of one device in milliseconds per batch; a cost model."""
 
     space: SearchSpace
     device: str
     entries: Mapping[BlockSpec, float]  # milliseconds of a block run alone
-    scale: float
-    offset_ms: float
+    calibration: Calibration
     error: FitError  # of this table
     macs_error: FitError  # of a line fitted to MACs alone on the same networks
     margin: float  # share added to a prediction so that 95 % of networks stay below it
@@ -86,7 +114,9 @@ class LatencyTable:
                 f"table of {self.device} has no entry for {missing[0]} (and {len(missing) - 1} more of {self.space.name}); "
                 f"measure them: ofa profile RUN --device {self.device}"
             )
-        return np.array([*(self.entries[spec] for spec in self.space.all_blocks), 0.0])
+        design = block_design(self.space.all_blocks, [self.entries[spec] for spec in self.space.all_blocks])
+        # one more entry, zero, at the end: index -1 stands for no block
+        return np.append(self.calibration.predict(design) - self.calibration.offset_ms, 0.0)
 
     def __call__(self, arch: ArchConfig) -> float:
         """Predict one architecture's latency in milliseconds."""
@@ -98,7 +128,7 @@ class LatencyTable:
         Raises:
             MissingBlockError: naming a block of the space that was not measured.
         """
-        return self.scale * self._values[self.space.block_ids(population)].sum(1) + self.offset_ms
+        return self._values[self.space.block_ids(population)].sum(1) + self.calibration.offset_ms
 
     def upper(self, population: Population) -> NDArray[np.float64]:
         """Return what 95 % of networks measure at most, (n,) ms: the prediction plus the table's margin."""
@@ -112,8 +142,7 @@ class LatencyTable:
                 "schema": SCHEMA,
                 "space": self.space.name,
                 "device": self.device,
-                "scale": self.scale,
-                "offset_ms": self.offset_ms,
+                "calibration": asdict(self.calibration),
                 "margin": self.margin,
                 "error": asdict(self.error),
                 "macs_error": asdict(self.macs_error),
@@ -138,23 +167,29 @@ class LatencyTable:
         try:
             entries = {BlockSpec.from_dict(entry["block"]): entry["ms"] for entry in value["entries"]}
             bad = next((f"{spec}: {ms!r}" for spec, ms in entries.items() if not is_positive(ms)), None)
-            if bad or not is_positive(value["scale"]):
-                raise ArtefactError(
-                    f"{path}: {bad or 'scale ' + repr(value['scale'])} is not a positive number; the table is damaged"
-                )
+            if bad:
+                raise ArtefactError(f"{path}: {bad} is not a positive number; the table is damaged")
+            calibration = Calibration(**{name: float(number) for name, number in value["calibration"].items()})
+            numbers = [*asdict(calibration).values(), float(value["margin"])]
+            if not np.isfinite(numbers).all():
+                raise ArtefactError(f"{path}: calibration or margin {numbers} is not finite; the table is damaged")
             return cls(
                 space,
                 str(value["device"]),
                 entries,
-                float(value["scale"]),
-                float(value["offset_ms"]),
+                calibration,
                 FitError(**value["error"]),
                 FitError(**value["macs_error"]),
                 float(value["margin"]),
                 tuple((float(pair["predicted_ms"]), float(pair["measured_ms"])) for pair in value["validation"]),
                 value["provenance"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ArtefactError):
                 raise
             raise ArtefactError(f"{path}: incomplete or damaged latency table ({error})") from None
+
+
+def block_design(blocks: Sequence[BlockSpec], alone_ms: Sequence[float]) -> NDArray[np.float64]:
+    """Return what a calibration reads of every block: its time alone, one, its million MACs, (n, 3)."""
+    return np.array([(ms, 1.0, MACS[spec.kind](spec) / 1e6) for spec, ms in zip(blocks, alone_ms, strict=True)])

@@ -111,7 +111,7 @@ def best_of(run: Run, search: Search) -> Network:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn what a file lacks into an error that names the file."""
     try:
         yield
@@ -125,7 +125,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _search(run: Run, path: Path) -> Search:
     record = read_json(path, schema=FRONT_SCHEMA)
-    with _reading(path):
+    with reading(path):
         if record["space"] != run.space_name:
             raise OfaError(f"is a search in space {record['space']!r}, expected {run.space_name!r}")
         predictor = record["predictor"]
@@ -165,7 +165,7 @@ def _exported(run: Run, folder: Path) -> Network:
     proof = _proof(proof_path) if proof_path.exists() else None
     digest = sha256_of(model) if model.exists() else ""
     verdict, reason = _verdict(proof, digest)
-    with _reading(folder / "model.json"):
+    with reading(folder / "model.json"):
         return Network(
             name=folder.name,
             path=folder,
@@ -183,7 +183,7 @@ def _exported(run: Run, folder: Path) -> Network:
 
 def _proof(path: Path) -> Proof:
     record = read_json(path, schema=REPORT_SCHEMA)
-    with _reading(path):
+    with reading(path):
         low, high = record["top1_interval"]
         return Proof(
             sha256=str(record["sha256"]),

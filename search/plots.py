@@ -225,7 +225,7 @@ def agreement_plot(pairs: Sequence[tuple[float, float]], *, quantity: str, unit:
         low, high = max(both[0], both[0] / factor), min(both[1], both[1] / factor)
         parts.append(element("polyline", class_="band", points=axes.at([(low, low * factor), (high, high * factor)])))
     for predicted, measured in pairs:
-        outside = band > 0 and abs(measured / predicted - 1) > band
+        outside = band > 0 and abs(measured - predicted) > band * abs(predicted)
         title = f"predicted {predicted:.3g} {unit}, measured {measured:.3g} {unit}"
         style = "point outside" if outside else "point inside"
         parts.append(element("circle", element("title", title), class_=style, cx=axes.x(predicted), cy=axes.y(measured), r=4))

@@ -25,7 +25,7 @@ from ofa.space import ArchConfig, SearchSpace
 from ofa.training.checkpoint import list_checkpoints
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.drawing import draw_network, most_channels
-from search.evidence import Network, Search, best_of, read_exports, read_searches
+from search.evidence import Network, Search, best_of, read_exports, read_searches, reading
 from search.pareto import non_dominated
 from search.plots import Bound, Point, agreement_plot, curves_plot, pareto_plot
 
@@ -56,7 +56,7 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        digits=_digits, percent=_percent, count=_count, quote=shlex.quote, brief=lambda arch: brief(run.space, arch)
+        digits=_digits, percent=_percent, count=_count, duration=_duration, brief=lambda arch: brief(run.space, arch)
     )
     write_bytes(path, environment.get_template("report.html.j2").render(_content(run)).encode())
     return path
@@ -65,29 +65,31 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     """Return what the template shows."""
     tables = [LatencyTable.load(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
-    searches = list(read_searches(run))
-    exports = list(read_exports(run))
+    searches = read_searches(run)
+    exports = read_exports(run)
     shipped = {network.arch for network in exports}
     networks = exports + [best_of(run, search) for search in searches if search.best not in shipped]
     macs, params = CountCost("macs", run.space), CountCost("params", run.space)
     networks.sort(key=lambda n: (macs(n.arch), n.name))
     costs: list[tuple[str, LatencyTable | CountCost]] = [(table.device, table) for table in tables] or [("", macs)]
     training = run.supernet_dir / "config.json"
+    config = read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {}
     return {
         "run": run,
         "data_name": Path(run.data.source).name or run.data.source,
-        "commands": _commands(run, tables),
+        "commands": _commands(run, tables, config),
         "space_size": _power_of_ten(run.space.size()),
         "networks": networks,
         "macs": macs,
         "params": params,
-        "tables": [(table, agreement_plot(table.validation, quantity="latency", unit="ms", band=BAND)) for table in tables],
+        "tables": [(table, _latency_plot(table)) for table in tables],
         "fronts": [_front(run, device, cost, searches) for device, cost in costs] if searches else [],
         "searches": searches,
         "predictor": _predictor(searches),
         "drawings": _drawings(run, networks),
         "training": _training(run),
-        "config": read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {},
+        "config": config,
+        "history": _history(run),
         "hosts": _hosts(run, tables, networks),
         "files": [(_relative(path, run), sha256_of(path)) for path in _files(run, searches, networks)],
     }
@@ -129,6 +131,10 @@ def _front(run: Run, device: str, cost: LatencyTable | CountCost, searches: Iter
     }
 
 
+def _latency_plot(table: LatencyTable) -> Markup | None:
+    return agreement_plot(table.validation, quantity="latency", unit="ms", band=BAND) if table.validation else None
+
+
 def _predictor(searches: Iterable[Search]) -> tuple[Search, Markup] | None:
     """Return the search whose accuracy predictor was fitted to the most networks, and the plot of that predictor."""
     best = max(searches, key=lambda search: len(search.held_out), default=None)
@@ -150,14 +156,14 @@ def _drawings(run: Run, networks: Iterable[Network]) -> list[tuple[list[str], Ar
 
 def _training(run: Run) -> dict[str, Any] | None:
     """Return the training curves and their last values; None before the first epoch."""
-    records = [r for r in read_jsonl(run.supernet_dir / "metrics.jsonl") if isinstance(r.get("epoch"), int | float)]
+    records = [r for r in read_jsonl(run.supernet_dir / "metrics.jsonl") if _is_number(r.get("epoch"))]
     lines = {
         name: [(float(r["epoch"]), float(r[name]) * (1 if name == "loss" else 100)) for r in records if _is_number(r.get(name))]
         for name in ("loss", "top1_largest", "top1_smallest")
     }
     if not lines["loss"]:
         return None
-    seconds = [float(r.get("seconds", 0)) for r in records]
+    seconds = [float(r["seconds"]) for r in records if _is_number(r.get("seconds"))]
     # the clock starts again whenever training is resumed
     total = sum(now - before if now >= before else now for before, now in zip([0.0, *seconds], seconds, strict=False))
     top1 = [("largest", lines["top1_largest"]), ("smallest", lines["top1_smallest"])]
@@ -174,9 +180,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _history(run: Run) -> list[tuple[str, str, float]]:
+    """Return (command, when it finished, seconds) of the commands that were run."""
+    with reading(run.path / "run.json"):
+        commands = run.record.get("commands", [])
+        return [(shlex.join(command["argv"]), str(command["finished"]), float(command["seconds"])) for command in commands]
+
+
 def _hosts(run: Run, tables: Iterable[LatencyTable], networks: Iterable[Network]) -> list[tuple[str, list[str]]]:
     """Return (machine with its versions, what was done there), each machine once."""
-    work = [(command.get("host"), "commands") for command in run.record["commands"]]
+    work = [(command.get("host"), "commands") for command in run.record.get("commands", [])]
     work += [(table.provenance.get("host"), f"latency table {table.device}") for table in tables]
     work += [(network.proof.host, f"verification of {network.name}") for network in networks if network.proof]
     found: dict[str, dict[str, None]] = {}
@@ -199,15 +212,18 @@ def _files(run: Run, searches: Iterable[Search], networks: Iterable[Network]) ->
     return [path for path in [*weights, *tables, *(s.path for s in searches), *models] if path.exists()]
 
 
-def _commands(run: Run, tables: Iterable[LatencyTable]) -> dict[str, str]:
+def _commands(run: Run, tables: Iterable[LatencyTable], config: Mapping[str, Any]) -> dict[str, str]:
     """Return the commands that make what a run lacks, with limits that can be met."""
     where = shlex.quote(str(run.path))
     some = run.space.sample(np.random.default_rng(0), 500)
     limit = Limit("macs", None, float(np.median(CountCost("macs", run.space).predict(some))))
     for table in tables:
         limit = Limit("latency", table.device, float(np.median(table.predict(some))))
+    options = "".join(
+        f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in config.items() if name != "schema"
+    )
     return {
-        "train": f"ofa train --space {run.space_name} --data {shlex.quote(run.data.source)} --out {where} --resume auto",
+        "train": f"ofa train --space {run.space_name} --data {shlex.quote(run.data.source)} --out {where}{options} --resume auto",
         "profile": f"ofa profile {where} --device ort_cpu_1t",
         "search": f"ofa search {where} --where {shlex.quote(str(limit))}",
     }

@@ -24,7 +24,7 @@ def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
     """Load a space by name, e.g. "mbv3_small_image", or by a dotted module name such as "my_lab.wide".
 
     Raises:
-        UnknownSpaceError: listing the names that exist.
+        UnknownSpaceError: listing the names that exist, or if a module's SPACE goes by another name than the module.
     """
     try:
         if "." not in name and name not in list_spaces():
@@ -34,4 +34,6 @@ def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
         raise UnknownSpaceError(
             f"unknown space {name!r}; known: {', '.join(list_spaces())} (or the dotted name of a module with a SPACE)"
         ) from None
+    if space.name != name:  # runs remember a space by its name and must find it again
+        raise UnknownSpaceError(f"module {name}: its SPACE is named {space.name!r}, expected {name!r}")
     return space if num_classes is None else dataclasses.replace(space, num_classes=num_classes)

@@ -15,6 +15,7 @@ import pytest
 from deploy.verify import verify_model
 from ofa.artefacts import ArtefactError, read_json, write_bytes, write_json
 from ofa.run_dir import Run
+from ofa.spaces import UnknownSpaceError, get_space
 from ofa.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,6 +62,16 @@ def test_unknown_names_list_the_legal_ones(cli, run, tmp_path):
     )
     fails(cli("profile", run, "--device", "pi4"), 1, "unknown device 'pi4'", "ort_cpu_1t, ort_cpu_2t")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_module_whose_space_has_another_name_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "lab_a").mkdir()
+    (tmp_path / "lab_a" / "wide.py").write_text("from ofa.spaces.mbv3_tiny_image import SPACE")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownSpaceError, match=r"SPACE is named 'mbv3_tiny_image', expected 'lab_a.wide'"):
+        get_space("lab_a.wide")
+    with pytest.raises(UnknownSpaceError, match=r"unknown space 'lab_a.narrow'"):
+        get_space("lab_a.narrow")
 
 
 def test_wrong_usage_exits_with_2(cli):

@@ -1,5 +1,6 @@
 """Timing statistics, the fit of a table, its file, and devices."""
 
+import dataclasses
 import json
 import time
 
@@ -11,8 +12,8 @@ from deploy.device import DeviceError, get_device, list_devices
 from deploy.runtimes import open_session
 from deploy.timing import clock_of, measure, median_interval, time_once
 from latency.cost import CountCost
-from latency.profile import ProfileConfig, fit_line, leave_one_out_residuals, profile_space, spread_networks
-from latency.table import FitError, LatencyTable, MissingBlockError
+from latency.profile import ProfileConfig, leave_one_out_residuals, profile_space, spread_networks
+from latency.table import Calibration, FitError, LatencyTable, MissingBlockError
 from ofa.artefacts import ArtefactError
 from ofa.errors import OfaError
 from ofa.spaces import get_space
@@ -50,10 +51,19 @@ def test_clock_is_cpu_time_for_one_thread_only():
     assert clock_of(get_device("ort_cpu_2t")) == "wall"
 
 
-def test_fit_line_recovers_a_line_and_weighs_errors_relatively():
-    x = np.array([1.0, 2.0, 3.0, 10.0])
-    assert fit_line(x, 3 * x + 0.5) == pytest.approx((3, 0.5))
-    assert leave_one_out_residuals(x, 3 * x + 0.5) == pytest.approx(np.zeros(4), abs=1e-9)
+def test_calibration_recovers_the_law_that_made_the_times():
+    design = np.random.default_rng(0).uniform(1, 10, (8, 3))
+    measured = design @ [0.8, -0.05, 0.3] + 2
+    calibration = Calibration.fit(design, measured)
+    assert dataclasses.astuple(calibration) == pytest.approx((0.8, -0.05, 0.3, 2))
+    assert calibration.predict(design) == pytest.approx(measured)
+    assert leave_one_out_residuals(design, measured) == pytest.approx(np.zeros(8), abs=1e-9)
+
+
+def test_calibration_weighs_errors_relatively():
+    """Two networks of equal design, 1 ms and 3 ms: least squares of relative errors is the harmonic kind of mean, not 2."""
+    design, measured = np.zeros((2, 3)), np.array([1.0, 3.0])
+    assert Calibration.fit(design, measured).predict(design[:1])[0] == pytest.approx((1 / 1 + 1 / 3) / (1 / 1**2 + 1 / 3**2))
 
 
 def test_fit_error_is_hand_arithmetic():
@@ -77,7 +87,13 @@ def test_spread_networks_cover_the_range_of_macs():
 
 def test_table_adds_up_blocks_and_orders_networks(table):
     archs = [SPACE.smallest, SPACE.largest]
-    by_hand = [table.scale * sum(table.entries[spec] for spec in SPACE.blocks(a).values()) + table.offset_ms for a in archs]
+    c = table.calibration
+    chains = [SPACE.blocks(arch).values() for arch in archs]
+    macs = [CountCost("macs", SPACE)(arch) / 1e6 for arch in archs]
+    by_hand = [
+        c.per_ms * sum(table.entries[spec] for spec in chain) + c.per_block_ms * len(chain) + c.per_mmac_ms * m + c.offset_ms
+        for chain, m in zip(chains, macs, strict=True)
+    ]
     np.testing.assert_allclose(table.predict(SPACE.encode(archs)), by_hand)
     assert table(SPACE.smallest) < table(SPACE.largest)
     assert (table.upper(SPACE.encode(archs)) >= table.predict(SPACE.encode(archs))).all()
@@ -104,8 +120,9 @@ def test_table_file_round_trips(table, tmp_path):
     [
         ({"schema": "other/1"}, "schema is 'other/1'"),
         ({"space": "mbv3_small_image"}, "is a table of space 'mbv3_small_image', expected 'mbv3_tiny_image'"),
-        ({"scale": -1.0}, "not a positive number"),
-        ({"scale": None}, "not a positive number"),
+        ({"calibration": None}, "incomplete or damaged"),
+        ({"calibration": {"per_ms": 1}}, "incomplete or damaged"),
+        ({"margin": float("nan")}, "not finite"),
         ({"error": {}}, "incomplete or damaged"),
         ({"entries": [{"block": {"kind": "conv"}, "ms": 1.0}]}, "incomplete or damaged"),
         ({"entries": 3}, "incomplete or damaged"),

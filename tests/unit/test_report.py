@@ -1,0 +1,376 @@
+"""The report: complete for a complete run, useful at every earlier stage, self-contained, and safe with any text in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.export import MODEL_SCHEMA
+from deploy.limits import parse_limit
+from deploy.verify import REPORT_SCHEMA
+from latency.cost import CountCost
+from latency.table import FitError, LatencyTable
+from ofa.artefacts import ArtefactError, append_jsonl, sha256_of, write_json
+from ofa.run_dir import DataSource, Run
+from ofa.spaces import get_space
+from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
+from search.evidence import read_exports, read_searches
+from search.plots import nice_ticks, place_labels, span
+from search.report import write_report
+from search.result import Candidate, SearchResult
+
+SECTIONS = ("networks", "accuracy-cost", "predictions", "architectures", "training", "searches", "provenance")
+DEVICE = "ort_cpu_1t"
+HOST = {"cpu": "A processor", "system": "Linux", "torch": "2.9", "onnx": "not installed"}
+
+
+def make_run(path: Path, *, source: str = "digits", classes: tuple[str, ...] = ("cat", "dog")) -> Run:
+    data = DataSource(source, classes, 0.1, 0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), flip=False)
+    return Run.create(path, get_space("mbv3_tiny_image", num_classes=len(classes)), data, None)
+
+
+def add_training(run: Run) -> None:
+    write_json(
+        run.supernet_dir / "config.json", {"schema": TRAINING_SCHEMA, "recipe": "sandwich", "epochs": 3, "label_smoothing": 0.1}
+    )
+    for epoch in (1, 2, 3):
+        record = {"step": 10 * epoch, "epoch": float(epoch), "lr": 0.1, "loss": 2.5 / epoch, "seconds": 7.0 * epoch}
+        append_jsonl(run.supernet_dir / "metrics.jsonl", record | {"top1_largest": 0.2 * epoch, "top1_smallest": 0.1 * epoch})
+
+
+def add_table(run: Run, device: str = DEVICE) -> None:
+    entries = {spec: 0.001 * spec.kernel_size for spec in run.space.all_blocks}
+    error, by_macs = FitError(4, 0.03, 0.041, 0.75, 1.0, 0.91), FitError(4, 0.1, 0.123, 0.25, 0.5, 0.67)
+    pairs = ((0.02, 0.021), (0.03, 0.029), (0.04, 0.05), (0.05, 0.05))
+    LatencyTable(run.space, device, entries, 1.0, 0.01, error, by_macs, 0.08, pairs, {"host": HOST, "clock": "cpu"}).save(
+        run.latency_path(device)
+    )
+
+
+def add_search(
+    run: Run, tag: str | None, limits: tuple[str, ...] = (f"latency@{DEVICE} <= 0.09ms",), best: int = 3
+) -> SearchResult:
+    population = run.space.sample(np.random.default_rng(0), 12)
+    macs = CountCost("macs", run.space).predict(population)
+    candidates = tuple(
+        Candidate(arch, 0.5 + 0.01 * i, {"macs": float(macs[i]), f"latency@{DEVICE}": 0.06}, True)
+        for i, arch in enumerate(run.space.decode(population))
+    )
+    result = SearchResult(
+        path=run.path / "search" / tag if tag else run.path / "search",
+        best=candidates[best],
+        candidates=candidates,
+        front=candidates[:2],
+        limits=tuple(str(parse_limit(text)) for text in limits),
+        feasibility=tuple(f"{text}: 12.3% of the space fits" for text in limits),
+        predictor={
+            "kind": "ridge",
+            "kendall_tau": 0.71,
+            "macs_tau": 0.52,
+            "held_out": [{"predicted": c.top1 + 0.01, "measured": c.top1} for c in candidates],
+        },
+        new_evaluations=12,
+    )
+    result.save(run)
+    return result
+
+
+def add_export(run: Run, found: SearchResult, folder: Path, *, ok: bool | None = True) -> None:
+    """Put a file and its facts into `folder`; `ok` is what verification says, None = it was not made."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"the network of " + folder.name.encode())
+    digest = sha256_of(folder / "model.onnx")
+    arch = run.space.to_json(found.best.arch)["values"]
+    record = {
+        "schema": MODEL_SCHEMA,
+        "sha256": digest,
+        "size_bytes": 2**20,
+        "space": run.space.name,
+        "arch": arch,
+        "limits": list(found.limits),
+    }
+    write_json(folder / "model.json", record | {"predicted": found.best.costs, "top1_validation": found.best.top1})
+    if ok is None:
+        return
+    latency = {"median_ms": 0.0612, "low_ms": 0.0601, "high_ms": 0.0623, "n": 100, "clock": "cpu", "wall_median_ms": 0.07}
+    checks = [
+        {"name": "parity", "ok": True, "detail": "differs by 1e-07"},
+        {"name": f"latency@{DEVICE}", "ok": ok, "detail": "0.0612 ms"},
+    ]
+    proof = {
+        "sha256": digest,
+        "ok": ok,
+        "top1": 0.512,
+        "top1_interval": [0.48, 0.55],
+        "test_images": 450,
+        "latency": {DEVICE: latency},
+    }
+    write_json(
+        folder / "verification.json",
+        {"schema": REPORT_SCHEMA, **proof, "limits": list(found.limits), "checks": checks, "host": HOST},
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with everything in it: two searches, one of them exported and verified."""
+    run = make_run(tmp_path / "r")
+    add_training(run)
+    add_table(run)
+    add_export(run, add_search(run, "small"), run.path / "export" / "small")
+    add_search(run, "large", (f"latency@{DEVICE} <= 0.2ms", "params <= 300K"), best=9)
+    run.log_command(["ofa", "search", "runs/x", "--where", "params <= 300K"], 12.0)
+    return run
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags, attributes, text, and whether all tags are closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text += data
+
+    @property
+    def ids(self) -> list[str | None]:
+        return [value for name, value in self.attributes if name == "id"]
+
+
+def page_of(run: Run | Path) -> Page:
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def test_report_of_a_complete_run_has_every_section_and_number(run: Run) -> None:
+    path = write_report(run)
+    assert path == run.path / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.ids == list(SECTIONS)
+    for text in (
+        "mbv3_tiny_image on digits, 2 classes",
+        "✓ Pass",
+        "0.0600 ms",  # predicted
+        "0.0612 ms",  # measured
+        "0.06010 – 0.06230 ms",
+        "53.0%",  # validation
+        "51.2%",  # test
+        "48.0% – 55.0%",
+        "1.00 MiB",
+        "not exported yet",
+        "small ≤ 0.09 ms",
+        "A search adds 8.0%",
+        "4.1%",  # the table's error beside that of MACs alone
+        "12.3%",
+        "0.71",
+        "0.52",
+        "Training loss, nats",
+        "3 of 3 epochs in 21 s",
+        "12 networks newly measured",
+        "12.3% of the space fits",
+        "ofa search runs/x --where 'params <= 300K'",
+        "A processor, Linux, torch 2.9",
+        sha256_of(run.path / "export" / "small" / "model.onnx"),
+    ):
+        assert text in page.text, text
+    assert f"ofa export {run.path}/search/large/best -o {run.path}/export/large" in page.text
+    assert "not installed" not in page.text
+
+
+def test_report_opens_offline_and_runs_nothing(run: Run) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "@import" not in html
+    assert "url(" not in html
+    assert not {"script", "link", "img", "iframe", "object", "image", "use"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name in ("src", "href", "xlink:href") or name.startswith("on")]
+
+
+def test_report_is_equal_for_equal_runs(run: Run, tmp_path: Path) -> None:
+    first = write_report(run, tmp_path / "a" / "one.html").read_bytes()
+    assert write_report(run.path, tmp_path / "two.html").read_bytes() == first
+    assert write_report(str(run.path), str(tmp_path / "three.html")).read_bytes() == first
+
+
+@pytest.mark.parametrize("stage", ["created", "trained", "profiled", "searched", "searched without a table", "exported"])
+def test_report_works_at_every_stage(tmp_path: Path, stage: str) -> None:
+    run = make_run(tmp_path / "r")
+    order = ["created", "trained", "profiled", "searched", "exported"]
+    done = order.index(stage) if stage in order else 3
+    if done >= 1:
+        add_training(run)
+    if done >= 2 and stage in order:
+        add_table(run)
+    if done >= 3:
+        found = add_search(run, None)
+    if done >= 4:
+        add_export(run, found, run.path / "export" / "x", ok=None)
+    page = page_of(run)
+    assert page.ids == list(SECTIONS)
+    expected = {
+        "created": [
+            "No epoch has been finished",
+            f"ofa train --space mbv3_tiny_image --data digits --out {run.path} --resume auto",
+        ],
+        "trained": [f"ofa profile {run.path} --device {DEVICE}", f"ofa search {run.path} --where 'macs <= "],
+        "profiled": [f"ofa search {run.path} --where 'latency@{DEVICE} <= "],
+        "searched": [f"ofa export {run.path}/search/best -o {run.path}/export/search", "Predicted latency, ms"],
+        "searched without a table": ["Multiply-adds (MACs), millions", f"ofa profile {run.path} --device {DEVICE}"],
+        "exported": ["not verified yet", f"ofa verify {run.path}/export/x/model.onnx"],
+    }
+    for text in expected[stage]:
+        assert text in page.text, text
+
+
+def test_report_repeats_training_with_its_options(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    write_json(run.supernet_dir / "config.json", {"schema": TRAINING_SCHEMA, "epochs": 7, "label_smoothing": 0.2})
+    assert "--epochs 7 --label-smoothing 0.2 --resume auto" in page_of(run).text
+
+
+def test_report_shows_hostile_names_as_text(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>\"'&"
+    run = make_run(tmp_path / "r", source=f"{hostile}/x", classes=(hostile, "</svg><img src=x onerror=alert(1)>"))
+    add_table(run)
+    folder = "<b onclick=x>&\"'"
+    add_export(run, add_search(run, folder), run.path / "export" / folder)
+    run.log_command(["ofa", hostile], 1.0)
+    page = page_of(run)
+    assert hostile in page.text
+    assert folder in page.text
+    assert not {"script", "img", "b"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+
+
+def test_report_marks_failed_missing_and_changed_files(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    for i, name in enumerate(("failed", "missing", "changed")):
+        add_export(run, add_search(run, name, best=i), run.path / "export" / name, ok=name != "failed")
+    (run.path / "export" / "missing" / "model.onnx").unlink()
+    (run.path / "export" / "changed" / "model.onnx").write_bytes(b"something else")
+    found = {network.name: (network.verdict, network.reason) for network in read_exports(run)}
+    assert found == {
+        "failed": ("fail", f"latency@{DEVICE}"),
+        "missing": ("fail", "model.onnx is missing"),
+        "changed": ("fail", "model.onnx changed after it was verified"),
+    }
+    assert "✓ Pass" not in page_of(run).text
+
+
+def test_report_finds_exports_elsewhere_and_passes_over_lost_ones(run: Run, tmp_path: Path) -> None:
+    away = tmp_path / "elsewhere" / "phone"
+    add_export(run, add_search(run, "large", best=9), away)
+    record = json.loads((run.path / "run.json").read_text())
+    write_json(
+        run.path / "run.json", record | {"exports": [str(away), str(tmp_path / "gone"), str(run.path / "export" / "small")]}
+    )
+    page = page_of(run)
+    assert page.text.count("✓ Pass") == 2
+    assert "not exported yet" not in page.text
+    assert str(away / "model.onnx") in page.text
+
+
+def test_report_shows_every_device(run: Run) -> None:
+    add_table(run, "pi4")
+    text = page_of(run).text
+    assert "Latency on pi4" in text
+    assert f"Latency on {DEVICE}" in text
+
+
+def test_report_names_limits_beyond_the_plot(run: Run) -> None:
+    add_search(run, "huge", (f"latency@{DEVICE} <= 900ms",))
+    caption = page_of(run).text.partition("Limits beyond the axis: ")[2].partition(".\n")[0]
+    assert "huge ≤ 900 ms" in caption
+    assert "small ≤ 0.09 ms" not in caption
+
+
+def test_report_counts_a_network_once_across_searches(run: Run) -> None:
+    assert "12 networks, " in page_of(run).text  # not 24: both searches know the same twelve
+    assert [search.name for search in read_searches(run)] == ["large", "small"]
+
+
+@pytest.mark.parametrize(
+    "name", ["search/small/front.json", "export/small/model.json", "export/small/verification.json", f"latency/{DEVICE}.json"]
+)
+@pytest.mark.parametrize("damage", ["cut", "emptied"])
+def test_report_refuses_damaged_files_and_keeps_the_old_report(run: Run, name: str, damage: str) -> None:
+    before = write_report(run).read_bytes()
+    path = run.path / name
+    content = path.read_bytes()
+    path.write_bytes(
+        content[: len(content) // 2] if damage == "cut" else json.dumps({"schema": json.loads(content)["schema"]}).encode()
+    )
+    with pytest.raises(ArtefactError, match=Path(name).name):
+        write_report(run)
+    assert (run.path / "report.html").read_bytes() == before
+
+
+def test_report_survives_a_cut_metrics_line_and_a_resumed_clock(run: Run) -> None:
+    with (run.supernet_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "epoch": 4.0, "loss": 0.5, "seconds": 5.0}\n{"step": 50, "epo')
+    assert "4 of 3 epochs in 26 s" in page_of(run).text
+
+
+def test_report_of_a_run_of_one_architecture(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole")
+    run = Run.create(tmp_path / "one", whole.space, whole.data, whole.space.smallest)
+    add_training(run)
+    assert "holds 1 network." in page_of(run).text
+    shutil.rmtree(run.path / "supernet")
+    assert "not trained yet" in page_of(run).text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (12.0, 57.0, ["20", "30", "40", "50"]),
+        (0.0, 124.0, ["0", "25", "50", "75", "100"]),
+        (0.0312, 0.0424, ["0.032", "0.034", "0.036", "0.038", "0.040", "0.042"]),
+    ],
+)
+def test_ticks_are_round_numbers_with_equal_decimals(low: float, high: float, expected: list[str]) -> None:
+    assert nice_ticks(low, high) == expected
+
+
+def test_ticks_keep_the_least_distance() -> None:
+    assert nice_ticks(0.9, 3.1, least=1) == ["1", "2", "3"]
+    assert nice_ticks(*span([1.0]), least=1) == ["1"]
+
+
+def test_labels_do_not_overlap_and_stay_inside() -> None:
+    anchors = [(100.0 + 3 * i, 100.0, f"network {i}") for i in range(4)] + [(195.0, 20.0, "at the corner")]
+    placed = place_labels(anchors, [(x, y) for x, y, _ in anchors], (0, 0, 200, 200))
+    boxes = [(x, y - 11, x + 7 * len(text), y + 4) for x, y, text in placed]
+    assert min(min(box) for box in boxes) >= 0
+    assert max(max(box) for box in boxes) <= 200
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
