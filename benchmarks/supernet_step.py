@@ -2,8 +2,8 @@
 
     python benchmarks/supernet_step.py [--space mbv3_small_image] [--batch-size 128] [--rounds 5]
 
-elastic: the supernet running an architecture. static: that architecture as an ordinary network, same memory layout. nchw: the same
-static network in torch's default layout, which is how the published once-for-all code trains. Medians of interleaved rounds.
+elastic: the supernet running an architecture. static: that architecture as an ordinary network, same memory layout. nchw: the
+same static network in torch's default layout, which is how the published once-for-all code trains. Medians of interleaved rounds.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/table_error.py [--space mbv3_small_image] [--networks 40] [--sessions 3]
 
-cold table: what `ofa profile` does. hot loop: every block run many times in a row, calibrated in the same way. MACs: a line fitted to
-MACs alone. All are calibrated on the same 20 networks and judged on the same others.
+cold table: what `ofa profile` does. hot loop: every block run many times in a row, calibrated in the same way. MACs: a line
+fitted to MACs alone. All are calibrated on the same 20 networks and judged on the same others.
 """
 
 from __future__ import annotations

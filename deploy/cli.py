@@ -35,7 +35,7 @@ def export(
         print_json(
             {"path": str(model.path), "sha256": model.sha256, "size_bytes": model.size_bytes, "parity_error": model.parity_error}
         )
-    return None
+    return model.run
 
 
 @command

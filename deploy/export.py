@@ -53,6 +53,7 @@ class ExportedModel:
     sha256: str
     size_bytes: int
     parity_error: float  # largest |difference| from PyTorch over largest |logit|
+    run: Path  # whose weights it holds
 
 
 def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None = None) -> ExportedModel:
@@ -124,7 +125,8 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
     }
     write_json(out / "model.json", record)
     write_bytes(out / "README.md", _card(record, blocks).encode())
-    return ExportedModel(out / "model.onnx", arch, resolution, digest, len(content), error)
+    trained.note_export(out)
+    return ExportedModel(out / "model.onnx", arch, resolution, digest, len(content), error, trained.path)
 
 
 def fold(net: nn.Module) -> dict[str, NDArray[np.float32]]:

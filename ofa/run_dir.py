@@ -10,6 +10,7 @@ report.html
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
@@ -133,6 +134,13 @@ class Run:
     @property
     def max_resolution(self) -> int:
         return max_resolution(self.space)
+
+    def note_export(self, folder: Path) -> None:
+        """Remember in run.json where a network was exported to, relative to the run, so that the report finds it."""
+        record = read_json(self.path / "run.json", schema=SCHEMA)
+        name = os.path.relpath(folder, self.path)
+        record["exports"] = list(dict.fromkeys([*record.get("exports", []), name]))
+        write_json(self.path / "run.json", record)
 
     def log_command(self, argv: Sequence[str], seconds: float) -> None:
         """Append a command to run.json: who wants to repeat the run finds it there."""

@@ -43,7 +43,9 @@ def test_stages_reuse_each_others_work(trained, cli, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.path, run)
     before = (run / "search" / "trials.jsonl").read_text().splitlines()
-    process = cli("search", run, "--where", "macs <= 2M", "--tag", "second", "--evals", 12, "--finalists", 1, "--rounds", 1, "--json")
+    process = cli(
+        "search", run, "--where", "macs <= 2M", "--tag", "second", "--evals", 12, "--finalists", 1, "--rounds", 1, "--json"
+    )
     assert process.returncode == 0, process.stderr
     assert "12 of them measured before" in process.stderr
     after = (run / "search" / "trials.jsonl").read_text().splitlines()
@@ -118,16 +120,29 @@ def readme_environment(tmp_path):
 
 def test_readme_shell_commands_run_as_written(tmp_path, readme_environment):
     commands = [line for block in code_blocks("console") for line in block.splitlines() if line.startswith("ofa ")]
-    assert [shlex.split(c)[1] for c in commands] == ["train", "profile", "search", "export", "verify", "report", "spaces", "doctor"]
+    assert [shlex.split(c)[1] for c in commands] == [
+        "train",
+        "profile",
+        "search",
+        "export",
+        "verify",
+        "report",
+        "spaces",
+        "doctor",
+    ]
     for command in commands:
-        done = subprocess.run(shlex.split(command), cwd=tmp_path, env=readme_environment, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=readme_environment, capture_output=True, text=True, timeout=200
+        )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (tmp_path / "runs" / "digits" / "report.html").exists()
 
 
 def test_readme_python_runs_as_written(tmp_path, readme_environment):
     (block,) = code_blocks("python")
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=readme_environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, env=readme_environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert "ms predicted, top-1" in done.stdout
 

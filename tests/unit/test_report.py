@@ -14,7 +14,7 @@ from deploy.export import MODEL_SCHEMA
 from deploy.limits import parse_limit
 from deploy.verify import REPORT_SCHEMA
 from latency.cost import CountCost
-from latency.table import FitError, LatencyTable
+from latency.table import Calibration, FitError, LatencyTable
 from ofa.artefacts import ArtefactError, append_jsonl, sha256_of, write_json
 from ofa.run_dir import DataSource, Run
 from ofa.spaces import get_space
@@ -47,9 +47,9 @@ def add_table(run: Run, device: str = DEVICE) -> None:
     entries = {spec: 0.001 * spec.kernel_size for spec in run.space.all_blocks}
     error, by_macs = FitError(4, 0.03, 0.041, 0.75, 1.0, 0.91), FitError(4, 0.1, 0.123, 0.25, 0.5, 0.67)
     pairs = ((0.02, 0.021), (0.03, 0.029), (0.04, 0.05), (0.05, 0.05))
-    LatencyTable(run.space, device, entries, 1.0, 0.01, error, by_macs, 0.08, pairs, {"host": HOST, "clock": "cpu"}).save(
-        run.latency_path(device)
-    )
+    LatencyTable(
+        run.space, device, entries, Calibration(1.0, 0.0, 0.0, 0.01), error, by_macs, 0.08, pairs, {"host": HOST, "clock": "cpu"}
+    ).save(run.latency_path(device))
 
 
 def add_search(
