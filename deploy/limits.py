@@ -76,6 +76,8 @@ def parse_limit(text: str) -> Limit:
 def format_value(quantity: str, value: float) -> str:
     """Write a value with its unit, three significant digits, in the form that `parse_limit` reads."""
     if quantity == "latency":
+        if value < 0.1:
+            return f"{value * 1e3:.3g}us"
         return f"{value:.3g}ms" if value < 1e3 else f"{value:.0f}ms"
     if quantity == "top1":
         return f"{value:.4g}"

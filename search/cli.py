@@ -86,8 +86,8 @@ def report(
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="Run directory to write; an earlier demo there is replaced.")] = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 40,
+    out: Annotated[Path, typer.Option(help="Run directory to write; an interrupted demo there goes on.")] = Path("runs/demo"),
+    epochs: Annotated[int, typer.Option(help="Epochs of training.")] = 20,
 ) -> Path | None:
     """Run the whole job in minutes on built-in data.
 

@@ -11,10 +11,10 @@ from scipy.stats import kendalltau
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from latency.cost import CountCost
 from ofa.space import Population, SearchSpace
@@ -44,7 +44,7 @@ class AccuracyPredictor:
 
 
 def fit_predictor(space: SearchSpace, population: Population, measured: NDArray[np.float64]) -> AccuracyPredictor:
-    """Fit every kind of model and keep the one that ranks held-out subnets best.
+    """Fit every kind of model and keep the one that ranks held-out subnets best; MACs alone are one of them.
 
     Args:
         population: (n, dimensions), n >= 10.
@@ -56,7 +56,7 @@ def fit_predictor(space: SearchSpace, population: Population, measured: NDArray[
         raise ValueError(f"{len(population)} measured subnets, expected at least {2 * FOLDS} to fit a predictor")
     inputs = features(space, population)
     macs = CountCost("macs", space).predict(population)
-    found = {kind: _cross_validate(kind, inputs, measured) for kind in ("ridge", "gaussian_process")}
+    found = {kind: _cross_validate(kind, inputs, measured) for kind in ("ridge", "gaussian_process", "macs")}
     taus = {kind: _tau(predicted, measured) for kind, predicted in found.items()}
     best = max(taus, key=lambda kind: taus[kind])
     held_out = tuple(zip(found[best].tolist(), measured.tolist(), strict=True))
@@ -70,6 +70,8 @@ def features(space: SearchSpace, population: Population) -> NDArray[np.float64]:
 
 
 def _fit(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) -> Pipeline:
+    if kind == "macs":
+        return make_pipeline(FunctionTransformer(_log_macs), LinearRegression()).fit(inputs, measured)
     if kind == "ridge":
         regressor = RidgeCV(alphas=np.logspace(-1, 4, 16))
     else:
@@ -79,6 +81,10 @@ def _fit(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) 
     with warnings.catch_warnings():  # a kernel parameter at its bound is a legitimate optimum here
         warnings.simplefilter("ignore", ConvergenceWarning)
         return make_pipeline(StandardScaler(), regressor).fit(inputs, measured)
+
+
+def _log_macs(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    return inputs[:, -2:-1]  # see `features`
 
 
 def _cross_validate(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -93,7 +93,7 @@ def search_run(
     say(
         f"predictor ({predictor.kind}): Kendall tau {predictor.kendall_tau:.2f} on held-out subnets, "
         f"MACs alone {predictor.macs_tau:.2f}"
-        + ("; it ranks no better than MACs" if predictor.kendall_tau <= predictor.macs_tau else "")
+        + ("; nothing ranks them better than MACs" if predictor.kendall_tau <= predictor.macs_tau else "")
     )
     result = _result(run, constraints, predictor, top1, tag, new=len(top1) - before)
     result.save(run)
