@@ -49,10 +49,21 @@ def get_device(name: str) -> DeviceSpec:
     if not path.is_file() or (not name.endswith(".toml") and name not in list_devices()):
         raise DeviceError(f"unknown device {name!r}; known: {', '.join(list_devices())} (or the path of a .toml file)")
     try:
-        return DeviceSpec(name=path.stem, **tomllib.loads(path.read_text()))
+        fields = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DeviceError(f"{path}: not a device file ({error})") from None
+    return make_device({"name": path.stem, **fields}, path)
+
+
+def make_device(fields: object, source: Path) -> DeviceSpec:
+    """Make a device from the fields that `source` holds.
+
+    Raises:
+        DeviceError: naming the field that is wrong.
+    """
+    try:
+        return DeviceSpec.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DeviceError(f"{path}: {where}: {first['msg']}; fields: {', '.join(DeviceSpec.model_fields)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise DeviceError(f"{path}: not a device file ({error})") from None
+        where = ".".join(map(str, first["loc"])) or "device"
+        raise DeviceError(f"{source}: {where}: {first['msg']}; fields: {', '.join(DeviceSpec.model_fields)}") from None

@@ -121,7 +121,7 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
         "opset": OPSET,
         "ir_version": IR_VERSION,
         "host": host_facts(),
-        **{name: candidate[name] for name in ("limits", "predicted", "top1_validation") if name in candidate},
+        **{name: candidate[name] for name in ("limits", "predicted", "top1_validation", "devices") if name in candidate},
     }
     write_json(out / "model.json", record)
     write_bytes(out / "README.md", _card(record, blocks).encode())

@@ -39,7 +39,8 @@ class Limit:
 
     def __str__(self) -> str:
         relation = ">=" if self.quantity == "top1" else "<="
-        return f"{self.key} {relation} {format_value(self.quantity, self.bound)}"
+        # ten digits: what is written to a file must be the limit that was given
+        return f"{self.key} {relation} {format_value(self.quantity, self.bound, digits=10)}"
 
 
 def parse_limit(text: str) -> Limit:
@@ -73,13 +74,12 @@ def parse_limit(text: str) -> Limit:
     return Limit(quantity, device, bound)
 
 
-def format_value(quantity: str, value: float) -> str:
-    """Write a value with its unit, three significant digits, in the form that `parse_limit` reads."""
-    if quantity == "latency":
-        if value < 0.1:
-            return f"{value * 1e3:.3g}us"
-        return f"{value:.3g}ms" if value < 1e3 else f"{value:.0f}ms"
+def format_value(quantity: str, value: float, *, digits: int = 3) -> str:
+    """Write a value with its unit and that many significant digits, in the form that `parse_limit` reads."""
     if quantity == "top1":
-        return f"{value:.4g}"
-    unit = next((u for u, factor in (("G", 1e9), ("M", 1e6)) if value >= factor), "K")
-    return f"{value / UNITS[quantity][unit]:.3g}{unit}"
+        return f"{value:.{max(4, digits)}g}"
+    if quantity == "latency":
+        unit = "us" if value < 0.1 else "ms" if value < 1e3 else "s"
+    else:
+        unit = "G" if value >= 1e9 else "M" if value >= 1e6 else "K"
+    return f"{value / UNITS[quantity][unit]:.{digits}g}{unit}"

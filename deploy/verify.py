@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from deploy.device import get_device
+from deploy.device import get_device, make_device
 from deploy.export import MODEL_SCHEMA, PARITY_TOLERANCE, REFERENCE_DEVICE, parity_error
 from deploy.limits import Limit, format_value, parse_limit
 from deploy.runtimes import Session, open_session
@@ -92,7 +92,8 @@ def verify_model(
     record = read_json(path.with_suffix(".json"), schema=MODEL_SCHEMA)
     wanted = [parse_limit(text) for text in (record.get("limits", []) if limits is None else limits)]
     names = list(dict.fromkeys([*(limit.device for limit in wanted if limit.device), *devices]))
-    specs = {name: get_device(name) for name in names}
+    known = record.get("devices", {})
+    specs = {name: make_device(known[name], path) if name in known else get_device(name) for name in names}
     digest = sha256_of(path)
     if digest != record["sha256"]:
         raise ArtefactError(

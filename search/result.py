@@ -36,6 +36,7 @@ class SearchResult:
     feasibility: tuple[str, ...]
     predictor: dict[str, Any]
     new_evaluations: int
+    devices: dict[str, Any]  # name -> DeviceSpec fields, of the limits: they need not be ones that ship
 
     def save(self, run: Run) -> None:
         """Write front.json, best/arch.json and best/candidate.json."""
@@ -61,6 +62,7 @@ class SearchResult:
                 "limits": list(self.limits),
                 "predicted": self.best.costs,
                 "top1_validation": self.best.top1,
+                "devices": self.devices,
             },
         )
 

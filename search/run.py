@@ -24,6 +24,7 @@ from search.result import Candidate, SearchResult
 from search.strategies.evolution import Evolution, EvolutionConfig
 
 JOURNAL = "trials.jsonl"
+MIN_NETWORKS = 100  # below that, measuring all of them is quicker than predicting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,11 @@ def search_run(
     run = run if isinstance(run, Run) else Run(run)
     if tag is not None and (not tag or Path(tag).name != tag or tag in ("best", ".", "..")):
         raise OfaError(f"tag {tag!r}: expected a plain folder name other than 'best'")
+    if run.space.size() < MIN_NETWORKS:
+        raise OfaError(
+            f"{run.path}: its space holds {run.space.size()} network(s), expected at least {MIN_NETWORKS} to search; "
+            "export one as it is: ofa export arch.json --run RUN -o OUT"
+        )
     constraints = Constraints.for_run(run, limits)
     for found in constraints.ranges:
         say(str(found))
@@ -168,6 +174,9 @@ def _result(
             "held_out": [{"predicted": p, "measured": m} for p, m in predictor.held_out],
         },
         new_evaluations=new,
+        devices={
+            model.device: model.provenance["device"] for model in constraints.costs.values() if isinstance(model, LatencyTable)
+        },
     )
 
 

@@ -137,6 +137,8 @@ def _open_or_create(
     run = Run(out)
     if run.space_name != space.name:
         raise TrainingError(f"{out}: is a run of space {run.space_name!r}, not {space.name!r}; give another --out")
+    if run.record["arch"] != (None if arch is None else space.to_json(arch)):
+        raise TrainingError(f"{out}: was begun with another --arch (or none); give the same, or another --out")
     if not resume and list_checkpoints(run.supernet_dir):
         raise TrainingError(f"{out}: already holds a trained run; add --resume auto to go on, or give another --out")
     if run.data != source:

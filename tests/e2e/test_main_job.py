@@ -166,6 +166,8 @@ def test_documented_space_and_device_work(tmp_path, readme_environment, monkeypa
         "ofa train --space mylab.wide --data digits --out runs/mine --epochs 1 --batch-size 256",
         "ofa profile runs/mine --device mine.toml --rounds 3",
         'ofa search runs/mine --where "latency@mine <= 1s" --evals 10 --finalists 1 --rounds 1',
+        "ofa export runs/mine/search/best -o out",
+        "ofa verify out/model.onnx --seconds 0.2",  # knows the device, though it is none that ships
     ):
         done = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -283,6 +283,32 @@ def test_interrupted_training_saves_its_step_and_resumes(cli, tmp_path, number):
     assert list_checkpoints(tmp_path / "x" / "supernet")[-1].step > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "journal"),
+    [
+        (["profile", "--rounds", "100000"], "latency/ort_cpu_1t.journal.jsonl"),
+        (["search", "--evals", "2000"], "search/trials.jsonl"),
+    ],
+)
+def test_interrupted_measuring_keeps_what_was_measured(run, arguments, journal):
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from search.cli import main; main()", arguments[0], str(run), *arguments[1:]],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    before = (run / journal).read_bytes()
+    deadline = time.monotonic() + 100
+    while (run / journal).stat().st_size < len(before) + 100 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; what was finished is kept" in errors
+    assert "Traceback" not in errors
+    after = (run / journal).read_bytes()
+    assert after.startswith(before)
+    assert len(after) > len(before)
+
+
 def test_killed_training_equals_an_uninterrupted_run(tmp_path):
     """SIGKILL at arbitrary moments, then --resume auto: the same weights to the last bit."""
     base = ["train", "--space", "mbv3_tiny_image", "--data", "digits", "--epochs", "3", "--batch-size", "256", "--resume", "auto"]

@@ -75,6 +75,7 @@ def add_search(
             "held_out": [{"predicted": c.top1 + 0.01, "measured": c.top1} for c in candidates],
         },
         new_evaluations=12,
+        devices={},
     )
     result.save(run)
     return result

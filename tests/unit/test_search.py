@@ -84,13 +84,15 @@ def test_evolution_is_deterministic_and_keeps_no_duplicates():
         ("macs<=2e1M", "macs", 2e7),
         ("top1 >= 0.97", "top1", 0.97),
         ("top1 >= 97%", "top1", 0.97),
+        ("latency@x <= 1.23456ms", "latency@x", 1.23456),
+        ("params <= 1234567K", "params", 1.234567e9),
     ],
 )
 def test_limits_are_read_with_their_units(text, key, bound):
     limit = parse_limit(text)
     assert limit.key == key
     assert limit.bound == pytest.approx(bound)
-    assert parse_limit(str(limit)).bound == pytest.approx(bound, rel=0.01)
+    assert parse_limit(str(limit)).bound == pytest.approx(bound, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,13 @@ def test_training_refuses_to_overwrite_or_mix_runs(tmp_path):
         train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(seed=1), resume=True)
 
 
+def test_training_alone_and_together_are_not_mixed_in_one_run(tmp_path):
+    train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), arch=SPACE.smallest)
+    for other in (None, SPACE.largest):
+        with pytest.raises(TrainingError, match="was begun with another --arch"):
+            train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), arch=other, resume=True)
+
+
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=2))
     kept = tmp_path / "a" / "supernet" / "step_000002"
