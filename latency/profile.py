@@ -118,7 +118,7 @@ def spread_networks(space: SearchSpace, rng: np.random.Generator, n: int) -> Pop
     Uniform sampling would crowd them in the middle, while searches under tight limits go to the ends.
     """
     # a blend of two extremes at random odds per network reaches the ends that uniform draws never see
-    drawn = space.sample(rng, 4096)
+    drawn = space.sample(rng, max(4096, 8 * n))
     extremes = space.encode([space.smallest, space.largest])
     pull = rng.random((len(drawn), 1))
     to_large = rng.random((len(drawn), 1)) < 0.5
