@@ -26,7 +26,7 @@ class DeviceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # part of file names and limits
     description: str = ""
     runtime: str  # a module of deploy.runtimes
     provider: str = "CPUExecutionProvider"
@@ -52,6 +52,8 @@ def get_device(name: str) -> DeviceSpec:
         fields = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise DeviceError(f"{path}: not a device file ({error})") from None
+    if "name" in fields:
+        raise DeviceError(f"{path}: 'name' is not a field of the file; a device is named after its file")
     return make_device({"name": path.stem, **fields}, path)
 
 

@@ -4,7 +4,7 @@ model.onnx          the network, BatchNorm folded, dynamic batch, facts in its m
 model.json          what it is, where it came from, what it must keep (limits), SHA-256 of the file
 model.safetensors   the same network's PyTorch weights, for the parity check and for further training
 arch.json           the architecture
-README.md           the same facts for people
+MODEL_CARD.md       the same facts for people
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
     arch_path = source / "arch.json" if source.is_dir() else source
     trained = Run(run if run is not None else _enclosing_run(arch_path))
     arch = trained.space.from_json(read_json(arch_path, schema=ARCH_SCHEMA))
-    candidate_path = arch_path.parent / "candidate.json"
-    candidate = read_json(candidate_path, schema=CANDIDATE_SCHEMA) if candidate_path.exists() else {}
+    candidate = _candidate(arch_path.parent / "candidate.json", trained, arch)
 
     supernet = trained.load_supernet()
     train, _ = trained.load_train_and_validation()
@@ -88,12 +87,14 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
             "layout": "NCHW",
             "channels": "RGB",
             "resolution": resolution,
-            "resize": "bilinear, antialiased",
+            "crop": "centre square",
+            "stored_size": trained.data.image_size,
+            "resize": "to stored_size, then to resolution; bilinear, antialiased",
             "scale": 1 / 255,
             "mean": list(trained.data.mean),
             "std": list(trained.data.std),
         },
-        "weights_sha256": _newest_weights(trained),
+        "weights_sha256": trained.weights_sha256,
         "versions": versions(),
     }
     blocks = trained.space.blocks(arch)
@@ -121,10 +122,10 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
         "opset": OPSET,
         "ir_version": IR_VERSION,
         "host": host_facts(),
-        **{name: candidate[name] for name in ("limits", "predicted", "top1_validation", "devices") if name in candidate},
+        **candidate,
     }
     write_json(out / "model.json", record)
-    write_bytes(out / "README.md", _card(record, blocks).encode())
+    write_bytes(out / "MODEL_CARD.md", _card(record, blocks).encode())
     trained.note_export(out)
     return ExportedModel(out / "model.onnx", arch, resolution, digest, len(content), error, trained.path)
 
@@ -172,10 +173,16 @@ def _enclosing_run(path: Path) -> Path:
     return folder
 
 
-def _newest_weights(run: Run) -> str:
-    from ofa.training.checkpoint import list_checkpoints
-
-    return sha256_of(list_checkpoints(run.supernet_dir)[-1].path / "model.safetensors")
+def _candidate(path: Path, run: Run, arch: ArchConfig) -> dict[str, Any]:
+    """What the search said of this architecture, and of its accuracy if it has these weights; nothing if it is another's."""
+    if not path.exists():
+        return {}
+    candidate = read_json(path, schema=CANDIDATE_SCHEMA)
+    if candidate.get("arch") != run.space.to_json(arch)["values"]:
+        return {}
+    names = ["limits", "predicted", "devices"]
+    names += ["top1_validation"] if candidate.get("weights_sha256") == run.weights_sha256 else []
+    return {name: candidate[name] for name in names if name in candidate}
 
 
 def _card(record: Mapping[str, Any], blocks: Mapping[str, BlockSpec]) -> str:
@@ -186,7 +193,8 @@ def _card(record: Mapping[str, Any], blocks: Mapping[str, BlockSpec]) -> str:
         f"Image classifier, {len(record['classes'])} classes, found in the space `{record['space']}`. "
         f"{record['size_bytes'] / 2**20:.2f} MiB, SHA-256 `{record['sha256']}`.",
         "",
-        f"Input `images`: float32 (batch, 3, {pre['resolution']}, {pre['resolution']}), RGB, resized ({pre['resize']}), "
+        f"Input `images`: float32 (batch, 3, {pre['resolution']}, {pre['resolution']}), RGB: the centre square of the image, "
+        f"resized (bilinear, antialiased) to {pre['stored_size']} px, then to {pre['resolution']} px, "
         f"scaled to [0, 1], minus mean {pre['mean']}, divided by std {pre['std']}. "
         f"Output `logits`: (batch, {len(record['classes'])}).",
         "",

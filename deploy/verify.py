@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
+from torch.utils.flop_counter import FlopCounterMode
 
-from deploy.device import get_device, make_device
+from deploy.device import DeviceSpec, get_device, make_device
 from deploy.export import MODEL_SCHEMA, PARITY_TOLERANCE, REFERENCE_DEVICE, parity_error
 from deploy.limits import Limit, format_value, parse_limit
 from deploy.runtimes import Session, open_session
@@ -26,7 +27,8 @@ from ofa.errors import OfaError
 from ofa.progress import say
 from ofa.run_dir import host_facts
 from ofa.spaces import get_space
-from ofa.training.data import Images, Preprocessing, in_batches, load_images
+from ofa.training.calibration import top1
+from ofa.training.data import Preprocessing, load_images
 
 REPORT_SCHEMA = "ofa.verification/1"
 MAX_ROUNDS = 4  # a limit inside the interval is measured again, each time longer
@@ -89,11 +91,9 @@ def verify_model(
     path = Path(path)
     if not path.is_file():
         raise ArtefactError(f"{path}: no such file, expected an exported model.onnx")
-    record = read_json(path.with_suffix(".json"), schema=MODEL_SCHEMA)
-    wanted = [parse_limit(text) for text in (record.get("limits", []) if limits is None else limits)]
-    names = list(dict.fromkeys([*(limit.device for limit in wanted if limit.device), *devices]))
-    known = record.get("devices", {})
-    specs = {name: make_device(known[name], path) if name in known else get_device(name) for name in names}
+    record = _read_record(path.with_suffix(".json"))
+    wanted = [parse_limit(text) for text in (record["limits"] if limits is None else limits)]
+    specs = _devices(record, wanted, devices, path)
     digest = sha256_of(path)
     if digest != record["sha256"]:
         raise ArtefactError(
@@ -101,64 +101,55 @@ def verify_model(
             "the file is damaged or another one"
         )
     content = path.read_bytes()
-    checks = [Check("file", True, f"{len(content) / 2**20:.2f} MiB, SHA-256 as exported"), _check_self_contained(content)]
-
     reference = open_session(content, get_device(REFERENCE_DEVICE))
-    resolution = int(record["preprocess"]["resolution"])
-    error = parity_error(_rebuild(path, record), reference, resolution)
-    checks.append(
-        Check(
-            "parity",
-            error <= PARITY_TOLERANCE,
-            f"differs from PyTorch by {error:.1e} of the largest logit (limit {PARITY_TOLERANCE:.0e})",
-        )
-    )
+    net, pre = _rebuild(path, record), record["preprocess"]
+    resolution = int(pre["resolution"])
+    checks = [Check("file", True, f"{len(content) / 2**20:.2f} MiB, SHA-256 as exported"), _check_self_contained(content)]
+    error = parity_error(net, reference, resolution)
+    tolerance = f"differs from PyTorch by {error:.1e} of the largest logit (limit {PARITY_TOLERANCE:.0e})"
+    checks.append(Check("parity", error <= PARITY_TOLERANCE, tolerance))
 
     source = data or str(record["data"])
-    test = load_images(source, "test", max_size=resolution)
-    if list(test.classes) != record["classes"]:
-        raise OfaError(
-            f"{source}: classes {', '.join(test.classes[:5])}... are not the model's "
-            f"{', '.join(record['classes'][:5])}...; give --data"
-        )
-    accuracy = _top1(reference, test, record)
+    test = load_images(source, "test", size=int(pre["stored_size"]), classes=tuple(record["classes"]))
+    preprocess = Preprocessing(tuple(pre["mean"]), tuple(pre["std"]), flip=False)
+    accuracy = top1(lambda x: torch.from_numpy(reference.run(np.ascontiguousarray(x.numpy()))), test, preprocess, resolution)
     low, high = wilson_interval(accuracy, len(test))
-    bound = next((limit for limit in wanted if limit.quantity == "top1"), None)
-    promise = f", limit {bound}" if bound else ""
-    checks.append(
-        Check(
-            "accuracy",
-            bound is None or bound.allows(accuracy),
-            f"top-1 {accuracy:.4f} on {len(test)} test images of {source} (95% CI {low:.4f}-{high:.4f}){promise}",
-        )
-    )
+    detail = f"top-1 {accuracy:.4f} on {len(test)} test images of {source} (95% CI {low:.4f}-{high:.4f})"
+    checks += _judge("accuracy", detail, [limit for limit in wanted if limit.quantity == "top1"], accuracy)
+    for quantity, value in _count(net, resolution).items():
+        bounds = [limit for limit in wanted if limit.quantity == quantity]
+        checks += _judge(quantity, format_value(quantity, value), bounds, value) if bounds else []
 
     latency: dict[str, Latency] = {}
-    predicted = record.get("predicted", {})
     for name, spec in specs.items():
-        limit = next((limit for limit in wanted if limit.device == name), None)
-        shape = (spec.batch_size, 3, resolution, resolution)
-        images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        latency[name] = _measure_against(limit, open_session(content, spec), images, clock_of(spec), seconds)
-        checks.append(_check_latency(name, latency[name], limit, predicted.get(f"latency@{name}")))
+        bounds = [limit for limit in wanted if limit.device == name]
+        images = np.random.default_rng(0).standard_normal((spec.batch_size, 3, resolution, resolution), dtype=np.float32)
+        found = _measure_against(bounds, open_session(content, spec), images, clock_of(spec), seconds)
+        latency[name] = found
+        interval = f"95% CI {found.low_ms:.4g}-{found.high_ms:.4g}"
+        detail = f"{found.median_ms:.4g} ms median of {found.n} runs, {found.clock} time ({interval})"
+        if f"latency@{name}" in record["predicted"]:
+            detail += f", predicted {record['predicted'][f'latency@{name}']:.4g} ms"
+        checks += _judge(f"latency@{name}", detail, bounds, found.high_ms)
 
-    found = Verification(path, tuple(checks), accuracy, latency)
-    write_json(
-        path.parent / "verification.json",
-        {
-            "schema": REPORT_SCHEMA,
-            "sha256": digest,
-            "ok": found.ok,
-            "top1": accuracy,
-            "top1_interval": [low, high],
-            "test_images": len(test),
-            "latency": {name: asdict(value) for name, value in latency.items()},
-            "limits": [str(limit) for limit in wanted],
-            "checks": [asdict(check) for check in checks],
-            "host": host_facts(),
-        },
-    )
-    return found
+    verification = Verification(path, tuple(checks), accuracy, latency)
+    report = {
+        "schema": REPORT_SCHEMA,
+        "sha256": digest,
+        "ok": verification.ok,
+        "top1": accuracy,
+        "top1_interval": [low, high],
+        "test_images": len(test),
+        "latency": {name: asdict(value) for name, value in latency.items()},
+        "limits": [str(limit) for limit in wanted],
+        "checks": [asdict(check) for check in checks],
+        "host": host_facts(),
+    }
+    try:
+        write_json(path.parent / "verification.json", report)
+    except OSError as failure:  # a folder that may only be read: the result is still worth having
+        say(f"warning: {path.parent / 'verification.json'} could not be written ({failure.strerror})")
+    return verification
 
 
 def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -196,34 +187,55 @@ def _rebuild(path: Path, record: dict[str, Any]) -> torch.nn.Module:
     return net.eval()
 
 
-def _top1(session: Session, test: Images, record: dict[str, Any]) -> float:
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read model.json; a file that lacks what verification needs is refused here, by name."""
+    record = read_json(path, schema=MODEL_SCHEMA)
+    wanted = {"sha256": str, "space": str, "arch": dict, "classes": list, "preprocess": dict, "data": str}
+    for name, kind in wanted.items():
+        if not isinstance(record.get(name), kind):
+            raise ArtefactError(f"{path}: {name} is {record.get(name)!r}, expected a {kind.__name__}; the file is damaged")
     pre = record["preprocess"]
-    preprocess = Preprocessing(tuple(pre["mean"]), tuple(pre["std"]), flip=False)
-    right = 0
-    for images, labels in in_batches(test, 250):
-        inputs = preprocess(images, int(pre["resolution"])).contiguous().numpy()
-        right += int((session.run(np.ascontiguousarray(inputs)).argmax(1) == labels.numpy()).sum())
-    return right / len(test)
+    sizes_ok = all(isinstance(pre.get(name), int) and pre[name] > 0 for name in ("resolution", "stored_size"))
+    stats = [pre.get("mean"), pre.get("std")]
+    if not sizes_ok or not all(isinstance(s, list) and len(s) == 3 and all(isinstance(v, float | int) for v in s) for s in stats):
+        raise ArtefactError(f"{path}: preprocess is {pre!r}, expected resolution, stored_size, mean and std; the file is damaged")
+    return {"limits": [], "predicted": {}, "devices": {}, **record}
 
 
-def _measure_against(limit: Limit | None, session: Session, images: NDArray[np.float32], clock: str, seconds: float) -> Latency:
-    """Measure; while the limit lies inside the confidence interval, measure twice as long again."""
+def _devices(record: dict[str, Any], wanted: list[Limit], further: Sequence[str], path: Path) -> dict[str, DeviceSpec]:
+    """The devices to time on, by name: those given as files, those that travel with the model, those that ship."""
+    given = {spec.name: spec for spec in map(get_device, (name for name in further if name.endswith(".toml")))}
+    names = [*(limit.device for limit in wanted if limit.device), *(name for name in further if not name.endswith(".toml"))]
+    specs = dict(given)
+    for name in names:
+        if name not in specs:
+            specs[name] = make_device(record["devices"][name], path) if name in record["devices"] else get_device(name)
+    return specs
+
+
+def _judge(name: str, detail: str, limits: list[Limit], value: float) -> list[Check]:
+    """One check for every limit; without a limit, one that only states the value."""
+    if not limits:
+        return [Check(name, True, detail)]
+    return [Check(name, limit.allows(value), f"{detail}, limit {format_value(limit.quantity, limit.bound)}") for limit in limits]
+
+
+@torch.no_grad()
+def _count(net: torch.nn.Module, resolution: int) -> dict[str, float]:
+    """Parameters and multiply-adds by torch's own counter."""
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, resolution, resolution))
+    return {"params": float(sum(p.numel() for p in net.parameters())), "macs": counter.get_total_flops() / 2}
+
+
+def _measure_against(limits: list[Limit], session: Session, images: NDArray[np.float32], clock: str, seconds: float) -> Latency:
+    """Measure; while a limit lies inside the confidence interval, measure twice as long again."""
     call = session.prepare(images)
     found = measure(call, clock=clock, seconds=seconds)
     for round_ in range(1, MAX_ROUNDS):
-        if limit is None or not found.low_ms <= limit.bound <= found.high_ms:
+        undecided = [limit for limit in limits if found.low_ms <= limit.bound <= found.high_ms]
+        if not undecided:
             break
-        say(f"{limit}: measured {found.low_ms:.4g}-{found.high_ms:.4g} ms, undecided; measuring longer")
+        say(f"{undecided[0]}: measured {found.low_ms:.4g}-{found.high_ms:.4g} ms, undecided; measuring longer")
         found = measure(call, clock=clock, seconds=seconds * 2**round_)
     return found
-
-
-def _check_latency(device: str, found: Latency, limit: Limit | None, predicted: float | None) -> Check:
-    detail = (
-        f"{found.median_ms:.4g} ms median of {found.n} runs, {found.clock} time (95% CI {found.low_ms:.4g}-{found.high_ms:.4g})"
-    )
-    if predicted is not None:
-        detail += f", predicted {predicted:.4g} ms"
-    if limit is None:
-        return Check(f"latency@{device}", True, f"{detail}, no limit")
-    return Check(f"latency@{device}", found.high_ms <= limit.bound, f"{detail}, limit {format_value('latency', limit.bound)}")

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from deploy import Verification, export_subnet, verify_model
-from deploy.limits import format_value
-from latency import LatencyTable, ProfileConfig, profile_device
+from latency import ProfileConfig, profile_device
 from ofa import Run, TrainConfig, train_supernet
 from search import SearchConfig, search_run, write_report
+from search.demo import limits_between
 
 DEVICE = "ort_cpu_1t"
 SHARES = {"fast": 0.15, "middle": 0.4, "accurate": 0.8}  # where a limit lies between the fastest and the slowest network
@@ -41,7 +41,7 @@ def main() -> None:
     seconds["profile"] = time.monotonic() - began
 
     verified: dict[str, Verification] = {}
-    for tag, limit in limits(table).items():
+    for tag, limit in limits_between(table, SHARES).items():
         began = time.monotonic()
         found = search_run(run, [limit], tag=tag, config=SearchConfig(evals=args.evals))
         seconds[f"search {tag}"] = time.monotonic() - began
@@ -59,12 +59,6 @@ def main() -> None:
     print(f"largest network of the supernet: top-1 {verify_model(largest.path, limits=[]).top1:.4f}")
     write_report(run)
     print("; ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()))
-
-
-def limits(table: LatencyTable) -> dict[str, str]:
-    ends = table.upper(table.space.encode([table.space.smallest, table.space.largest]))
-    values = {tag: ends[0] + share * (ends[1] - ends[0]) for tag, share in SHARES.items()}
-    return {tag: f"latency@{DEVICE} <= {format_value('latency', float(value))}" for tag, value in values.items()}
 
 
 def train_alone(run: Run, data: str, config: TrainConfig) -> Verification:

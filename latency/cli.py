@@ -18,6 +18,7 @@ def profile(
         str, typer.Option(help="Device name (ort_cpu_1t, ort_cpu_2t) or the path of a device .toml.")
     ] = "ort_cpu_1t",
     rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 60,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew instead of adding to earlier rounds.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> Path | None:
     """Measure this machine's latency table and its error.
@@ -30,7 +31,7 @@ def profile(
     from ofa.run_dir import Run
 
     opened = Run(run)
-    table = profile_device(opened, device, config=ProfileConfig(rounds=rounds))
+    table = profile_device(opened, device, config=ProfileConfig(rounds=rounds), fresh=fresh)
     path = opened.latency_path(table.device)
     say(f"{path}: {len(table.entries)} blocks")
     say(f"error on networks it was not calibrated on: {table.error}")

@@ -50,13 +50,16 @@ class ProfileConfig:
                 raise OfaError(f"{name} is {getattr(self, name)}, expected at least {least}")
 
 
-def profile_device(run: Run | Path | str, device: str, *, config: ProfileConfig | None = None) -> LatencyTable:
+def profile_device(
+    run: Run | Path | str, device: str, *, config: ProfileConfig | None = None, fresh: bool = False
+) -> LatencyTable:
     """Measure the latency table of a run's space on a device of this machine and save it in the run.
 
     Args:
         run: run directory.
         device: name of a device, or the path of a device file.
         config: how long to measure.
+        fresh: measure anew; otherwise earlier rounds are kept and only missing ones are added.
     Raises:
         OfaError: if the run or the device cannot be read.
     """
@@ -64,7 +67,10 @@ def profile_device(run: Run | Path | str, device: str, *, config: ProfileConfig 
     run = run if isinstance(run, Run) else Run(run)
     spec = get_device(device)
     warn_about_noise(spec)
-    table = profile_space(run.space, spec, config, journal=run.path / "latency" / f"{spec.name}.journal.jsonl")
+    journal = run.path / "latency" / f"{spec.name}.journal.jsonl"
+    if fresh:
+        journal.unlink(missing_ok=True)
+    table = profile_space(run.space, spec, config, journal=journal)
     table.save(run.latency_path(spec.name))
     return table
 
@@ -103,7 +109,7 @@ def profile_space(space: SearchSpace, device: DeviceSpec, config: ProfileConfig,
             "clock": clock_of(device),
             "rounds": len(block_ms),
             "host": host_facts(),
-            "load_average": os.getloadavg()[0],
+            "load_average": next(read_jsonl(journal))["load_average"],  # when measuring began
             "networks": [
                 {"arch": space.to_json(arch)["values"], "measured_ms": ms, "fitted": bool(used)}
                 for arch, ms, used in zip(space.decode(networks), measured.tolist(), fitted, strict=True)
@@ -126,7 +132,7 @@ def spread_networks(space: SearchSpace, rng: np.random.Generator, n: int) -> Pop
     pool = np.unique(space.canonical(np.concatenate([extremes, drawn, blended])), axis=0)
     if len(pool) < n:
         raise OfaError(
-            f"space {space.name} has only {len(pool)} networks, fewer than the {n} to measure; lower the number of networks"
+            f"{space.name} holds {len(pool)} networks here, fewer than the {n} that are timed to calibrate a table"
         )
     macs = CountCost("macs", space).predict(pool)
     order = np.argsort(macs, kind="stable")
@@ -168,10 +174,11 @@ def _measure(
     """Return block times (rounds, blocks) and network times (rounds, networks, runs) in milliseconds."""
     blocks = space.all_blocks
     plan = _plan(space, device, networks)
-    rounds = _finished_rounds(journal, plan, len(blocks), len(networks))[: config.rounds]
+    rounds = _finished_rounds(journal, plan, len(blocks), len(networks))
     if not rounds:
-        journal.unlink(missing_ok=True)
-        append_jsonl(journal, {"plan": plan})
+        if journal.exists():
+            journal.replace(journal.with_suffix(".old.jsonl"))  # of another plan or machine: not ours to continue, nor to lose
+        append_jsonl(journal, {"plan": plan, "load_average": os.getloadavg()[0]})
     if len(rounds) < config.rounds:
         start = f", {len(rounds)} rounds of an earlier measurement kept" if rounds else ""
         say(f"timing {len(blocks)} blocks and {len(networks)} networks of {space.name} on {device.name}{start}")

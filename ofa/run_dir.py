@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofa.artefacts import ArtefactError, read_json, write_json
+from ofa.artefacts import ArtefactError, read_json, sha256_of, write_json
 from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace
 from ofa.spaces import get_space
@@ -39,9 +39,12 @@ class RunError(OfaError):
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where the images came from and how they are split and normalised."""
+    """Where the images came from, which they are, and how they are split and normalised."""
 
     source: str
+    num_images: int
+    digest: str  # of the training images as decoded
+    image_size: int  # px, that all images of the run are stored at
     classes: tuple[str, ...]
     validation_fraction: float
     seed: int
@@ -51,7 +54,7 @@ class DataSource:
 
 
 class Run:
-    """Read access to a run; `Run.create` makes one."""
+    """A run that exists; `Run.create` makes one."""
 
     def __init__(self, path: Path | str) -> None:
         """Open an existing run.
@@ -112,28 +115,52 @@ class Run:
         return net.eval()
 
     @property
+    def weights_sha256(self) -> str:
+        """Fingerprint of the newest checkpoint's weights.
+
+        Raises:
+            RunError: if there is no checkpoint.
+        """
+        from ofa.training.checkpoint import list_checkpoints
+
+        checkpoints = list_checkpoints(self.supernet_dir)
+        if not checkpoints:
+            raise RunError(f"{self.path}: holds no trained weights yet; train first: ofa train --out {self.path} --resume auto")
+        return sha256_of(checkpoints[-1].path / "model.safetensors")
+
+    @property
     def preprocess(self) -> Preprocessing:
         from ofa.training.data import Preprocessing
 
         return Preprocessing(self.data.mean, self.data.std, self.data.flip)
 
-    def load_train_and_validation(self, *, strict: bool = False) -> tuple[Images, Images]:
-        """Load the images that the supernet was trained on and those held out of them."""
-        from ofa.training.data import load_images, split_validation
+    def load_train_and_validation(self) -> tuple[Images, Images]:
+        """Load the images that the supernet was trained on and those held out of them.
 
-        data = load_images(self.data.source, "train", max_size=self.max_resolution, strict=strict)
-        self.check_classes(data)
+        Raises:
+            RunError: if they are not there any more, or are not the ones that it was trained on: another set would be split
+                otherwise, and validation images would be ones that it was trained on.
+        """
+        from ofa.training.data import NAMES, load_images, split_validation
+
+        source, record = self.data.source, self.path / "run.json"
+        if source not in NAMES and not Path(source).exists():
+            raise RunError(
+                f"{source}: the run's images are not there any more; put them back, or tell {record} (data.source) where they are"
+            )
+        data = load_images(source, "train", size=self.data.image_size, classes=self.data.classes)
+        if data.digest() != self.data.digest:
+            raise RunError(
+                f"{source}: its {len(data)} training images are not the {self.data.num_images} that {self.path} was trained on; "
+                "put those back, or train a new run"
+            )
         return split_validation(data, fraction=self.data.validation_fraction, seed=self.data.seed)
 
-    def check_classes(self, data: Images) -> None:
-        """Raise RunError unless `data` has the classes that the run was trained on."""
-        if data.classes != self.data.classes:
-            found, trained = (", ".join(classes[:5]) for classes in (data.classes, self.data.classes))
-            raise RunError(f"{self.data.source}: classes are {found}..., but {self.path} was trained on {trained}...")
-
-    @property
-    def max_resolution(self) -> int:
-        return max_resolution(self.space)
+    def move_data(self, source: str) -> None:
+        """Remember that the same images lie elsewhere now."""
+        record = read_json(self.path / "run.json", schema=SCHEMA)
+        record["data"]["source"] = source
+        write_json(self.path / "run.json", record)
 
     def note_export(self, folder: Path) -> None:
         """Remember in run.json where a network was exported to, relative to the run, so that the report finds it."""

@@ -40,6 +40,11 @@ class Dimension:
     options: tuple[Value, ...]  # smallest first
     requires: tuple[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        numbers = [value for value in self.options if not isinstance(value, str)]
+        if not self.options or len(set(self.options)) < len(self.options) or sorted(numbers) != numbers:
+            raise OfaError(f"dimension {self.name}: options are {self.options}, expected distinct ones, the smallest first")
+
 
 @dataclass(frozen=True, slots=True)
 class ArchConfig:

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ofa.artefacts import append_jsonl, read_jsonl, sha256_of
+from ofa.artefacts import append_jsonl, read_jsonl
 from ofa.progress import progress
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate, top1
-from ofa.training.checkpoint import list_checkpoints
 from ofa.training.data import Images
 from ofa.training.loop import calibration_batches
 
@@ -91,9 +90,9 @@ class SupernetAccuracy:
     @cached_property
     def _context(self) -> str:
         """Weights, data and protocol as text."""
-        weights = sha256_of(list_checkpoints(self.run.supernet_dir)[-1].path / "model.safetensors")
         protocol = [CALIBRATION_IMAGES, MAX_VALIDATION_IMAGES]
-        return json.dumps([self.run.space.name, weights, self.run.record["data"], protocol], sort_keys=True)
+        data = {name: value for name, value in self.run.record["data"].items() if name != "source"}  # its digest is what counts
+        return json.dumps([self.run.space.name, self.run.weights_sha256, data, protocol], sort_keys=True)
 
     @cached_property
     def _supernet(self) -> Supernet:

@@ -22,6 +22,18 @@ from ofa.space import Population, SearchSpace
 FOLDS = 5
 
 
+class Features:
+    """Encodes architectures: one-hot choices, and the logarithms of parameters and MACs, (n, features)."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.params, self.macs = CountCost("params", space), CountCost("macs", space)
+
+    def __call__(self, population: Population) -> NDArray[np.float64]:
+        costs = [np.log(model.predict(population)) for model in (self.params, self.macs)]
+        return np.column_stack([self.space.one_hot(population), *costs])
+
+
 @dataclass(frozen=True)
 class AccuracyPredictor:
     """A regression from architectures to top-1.
@@ -30,7 +42,7 @@ class AccuracyPredictor:
     fitted without it. `macs_tau` is what ranking by multiply-adds alone would have given.
     """
 
-    space: SearchSpace
+    features: Features
     kind: str
     model: Pipeline
     kendall_tau: float
@@ -39,7 +51,7 @@ class AccuracyPredictor:
 
     def predict(self, population: Population) -> NDArray[np.float64]:
         """Predict top-1 of every architecture, (n,)."""
-        predicted: NDArray[np.float64] = self.model.predict(features(self.space, population))
+        predicted: NDArray[np.float64] = self.model.predict(self.features(population))
         return predicted
 
 
@@ -54,19 +66,14 @@ def fit_predictor(space: SearchSpace, population: Population, measured: NDArray[
     """
     if len(population) < 2 * FOLDS:
         raise ValueError(f"{len(population)} measured subnets, expected at least {2 * FOLDS} to fit a predictor")
-    inputs = features(space, population)
-    macs = CountCost("macs", space).predict(population)
+    features = Features(space)
+    inputs = features(population)
+    macs = features.macs.predict(population)
     found = {kind: _cross_validate(kind, inputs, measured) for kind in ("ridge", "gaussian_process", "macs")}
     taus = {kind: _tau(predicted, measured) for kind, predicted in found.items()}
     best = max(taus, key=lambda kind: taus[kind])
     held_out = tuple(zip(found[best].tolist(), measured.tolist(), strict=True))
-    return AccuracyPredictor(space, best, _fit(best, inputs, measured), taus[best], _tau(macs, measured), held_out)
-
-
-def features(space: SearchSpace, population: Population) -> NDArray[np.float64]:
-    """Encode architectures: one-hot choices, and the logarithms of MACs and parameters, (n, features)."""
-    costs = [np.log(CountCost(quantity, space).predict(population)) for quantity in ("macs", "params")]
-    return np.column_stack([space.one_hot(population), *costs])
+    return AccuracyPredictor(features, best, _fit(best, inputs, measured), taus[best], _tau(macs, measured), held_out)
 
 
 def _fit(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) -> Pipeline:
@@ -84,7 +91,7 @@ def _fit(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) 
 
 
 def _log_macs(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    return inputs[:, -2:-1]  # see `features`
+    return inputs[:, -1:]  # see `Features`
 
 
 def _cross_validate(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -59,6 +59,8 @@ class SearchResult:
             self.path / "best" / "candidate.json",
             {
                 "schema": CANDIDATE_SCHEMA,
+                "arch": run.space.to_json(self.best.arch)["values"],
+                "weights_sha256": run.weights_sha256,
                 "limits": list(self.limits),
                 "predicted": self.best.costs,
                 "top1_validation": self.best.top1,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latency.cost import CostModel, CountCost
 from latency.profile import spread_networks
@@ -64,8 +63,8 @@ def search_run(
     """
     config = config or SearchConfig()
     run = run if isinstance(run, Run) else Run(run)
-    if tag is not None and (not tag or Path(tag).name != tag or tag in ("best", ".", "..")):
-        raise OfaError(f"tag {tag!r}: expected a plain folder name other than 'best'")
+    if tag is not None and (not tag or Path(tag).name != tag or tag in (".", "..", "best", "front.json", JOURNAL)):
+        raise OfaError(f"tag {tag!r}: expected a plain folder name other than 'best', 'front.json' and {JOURNAL!r}")
     if run.space.size() < MIN_NETWORKS:
         raise OfaError(
             f"{run.path}: its space holds {run.space.size()} network(s), expected at least {MIN_NETWORKS} to search; "
@@ -78,6 +77,7 @@ def search_run(
     if len(limits) > 1:
         say(f"all limits together: {constraints.joint_share():.1%} of the space fits")
 
+    costs = _reported_costs(run, constraints)
     journal = run.path / "search" / JOURNAL
     measured = accuracy if accuracy is not None else SupernetAccuracy(run, journal)
     before = len(_known(measured))
@@ -101,7 +101,7 @@ def search_run(
         f"MACs alone {predictor.macs_tau:.2f}"
         + ("; nothing ranks them better than MACs" if predictor.kendall_tau <= predictor.macs_tau else "")
     )
-    result = _result(run, constraints, predictor, top1, tag, new=len(top1) - before)
+    result = _result(run, constraints, costs, predictor, top1, tag, new=len(top1) - before)
     result.save(run)
     return result
 
@@ -144,27 +144,33 @@ def _finalists(
 
 
 def _result(
-    run: Run, constraints: Constraints, predictor: AccuracyPredictor, top1: dict[ArchConfig, float], tag: str | None, *, new: int
+    run: Run,
+    constraints: Constraints,
+    models: dict[str, CostModel],
+    predictor: AccuracyPredictor,
+    top1: dict[ArchConfig, float],
+    tag: str | None,
+    *,
+    new: int,
 ) -> SearchResult:
     archs = list(top1)
     population = run.space.encode(archs)
-    costs = {key: model.predict(population) for key, model in _reported_costs(run, constraints).items()}
-    feasible = constraints.violation(population) == 0
+    costs = {key: model.predict(population) for key, model in models.items()}
+    feasible = np.flatnonzero(constraints.violation(population) == 0)
     accuracy = np.array(list(top1.values()))
     candidates = tuple(
-        Candidate(arch, top1[arch], {key: float(values[i]) for key, values in costs.items()}, bool(feasible[i]))
+        Candidate(arch, top1[arch], {key: float(values[i]) for key, values in costs.items()}, i in feasible)
         for i, arch in enumerate(archs)
     )
-    # A measured value is noisy and the best of many is the luckiest; the predictor has seen them all. Their mean decides.
-    score = (accuracy + predictor.predict(population)) / 2
-    best = int(np.where(feasible, score, -np.inf).argmax())
     keys = [limit.key for limit in constraints.limits] or ["macs"]
-    front = _front(candidates, feasible, accuracy, np.column_stack([costs[key] for key in keys]))
+    front = feasible[non_dominated(np.column_stack([-accuracy, *(costs[key] for key in keys)])[feasible])]
+    # A measured value is noisy and the best of many is the luckiest; the predictor has seen them all. Their mean decides.
+    best = front[((accuracy + predictor.predict(population)) / 2)[front].argmax()]
     return SearchResult(
         path=run.path / "search" / tag if tag else run.path / "search",
         best=candidates[best],
         candidates=candidates,
-        front=front,
+        front=tuple(sorted((candidates[i] for i in front), key=lambda c: -c.top1)),
         limits=tuple(str(limit) for limit in constraints.limits),
         feasibility=tuple(str(found) for found in constraints.ranges),
         predictor={
@@ -180,19 +186,14 @@ def _result(
     )
 
 
-def _front(
-    candidates: tuple[Candidate, ...], feasible: NDArray[np.bool_], accuracy: NDArray[np.float64], costs: NDArray[np.float64]
-) -> tuple[Candidate, ...]:
-    indices = np.flatnonzero(feasible)
-    kept = indices[non_dominated(np.column_stack([-accuracy, costs])[indices])]
-    return tuple(sorted((candidates[i] for i in kept), key=lambda c: -c.top1))
-
-
 def _reported_costs(run: Run, constraints: Constraints) -> dict[str, CostModel]:
     """MACs, parameters and the latency on every device that the run has a table of."""
     costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in ("macs", "params")}
     for path in sorted((run.path / "latency").glob("*.json")):
-        costs.setdefault(f"latency@{path.stem}", LatencyTable.load(path, run.space))
+        try:
+            costs[f"latency@{path.stem}"] = LatencyTable.load(path, run.space)
+        except OfaError as error:  # a table that a limit needs was read before; without another one the search still stands
+            say(f"warning: {error}; latency on {path.stem} is left out")
     return costs | dict(constraints.costs)
 
 

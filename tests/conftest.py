@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A run of the tiny space: one epoch on digits, profiled, searched, exported. Tests must not change it."""
+    """A run of the tiny space: two epochs on digits, profiled, searched, exported. Tests must not change it."""
     from deploy.export import export_subnet
     from latency.profile import ProfileConfig, profile_device
     from ofa.training.loop import TrainConfig, train_supernet

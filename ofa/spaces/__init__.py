@@ -26,14 +26,21 @@ def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
     Raises:
         UnknownSpaceError: listing the names that exist, or if a module's SPACE goes by another name than the module.
     """
+    unknown = UnknownSpaceError(
+        f"unknown space {name!r}; known: {', '.join(list_spaces())} (or the dotted name of a module with a SPACE)"
+    )
+    if not (name in list_spaces() or ("." in name and all(part.isidentifier() for part in name.split(".")))):
+        raise unknown
+    module = name if "." in name else f"{__name__}.{name}"
     try:
-        if "." not in name and name not in list_spaces():
-            raise ImportError(name)
-        space: Any = importlib.import_module(name if "." in name else f"{__name__}.{name}").SPACE
-    except (ImportError, AttributeError, ValueError):
-        raise UnknownSpaceError(
-            f"unknown space {name!r}; known: {', '.join(list_spaces())} (or the dotted name of a module with a SPACE)"
-        ) from None
+        space: Any = getattr(importlib.import_module(module), "SPACE", None)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise unknown from None
+        raise UnknownSpaceError(f"space {name!r}: its module cannot be imported ({error})") from None
+    if not isinstance(space, SearchSpace):
+        raise UnknownSpaceError(f"space {name!r}: its module has no SPACE that is a SearchSpace")
     if space.name != name:  # runs remember a space by its name and must find it again
         raise UnknownSpaceError(f"module {name}: its SPACE is named {space.name!r}, expected {name!r}")
-    return space if num_classes is None else dataclasses.replace(space, num_classes=num_classes)
+    # a space is a dataclass, which the type does not say
+    return space if num_classes is None else dataclasses.replace(space, num_classes=num_classes)  # type: ignore[type-var]

@@ -5,6 +5,8 @@ The supernet's running statistics are a mixture of all subnets that were trained
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -64,9 +66,15 @@ def calibrate(net: nn.Module, batches: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def top1(net: nn.Module, data: Images, preprocess: Preprocessing, resolution: int, *, batch_size: int = 250) -> float:
-    """Return the share of images classified right, in [0, 1]."""
+def top1(
+    predict: Callable[[Tensor], Tensor], data: Images, preprocess: Preprocessing, resolution: int, *, batch_size: int = 250
+) -> float:
+    """Return the share of images classified right, in [0, 1].
+
+    Args:
+        predict: normalised images (n, 3, r, r) to logits (n, classes): a network in eval mode, or an exported file.
+    """
     right = 0
     for images, labels in in_batches(data, batch_size):
-        right += int((net(preprocess(images, resolution)).argmax(1) == labels).sum())
+        right += int((predict(preprocess(images, resolution)).argmax(1) == labels).sum())
     return right / len(data)

@@ -70,6 +70,8 @@ def load_checkpoint(checkpoint: Checkpoint, net: nn.Module, optimizer: torch.opt
         ArtefactError: if a file is missing, damaged (its SHA-256 differs) or of another network.
     """
     state = read_json(checkpoint.path / "state.json", schema=SCHEMA)
+    if state.get("step") != checkpoint.step:
+        raise ArtefactError(f"{checkpoint.path}: state.json says step {state.get('step')!r}; it is damaged")
     model = _read_tensors(checkpoint.path / "model.safetensors", state)
     fits = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in model.items()}
@@ -81,7 +83,7 @@ def load_checkpoint(checkpoint: Checkpoint, net: nn.Module, optimizer: torch.opt
     net.load_state_dict(model)
     if optimizer is not None:
         _load_optimizer(net, optimizer, _read_tensors(checkpoint.path / "optimizer.safetensors", state))
-    return int(state["step"])
+    return checkpoint.step
 
 
 def load_latest(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:

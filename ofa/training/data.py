@@ -1,4 +1,4 @@
-"""Images: from a name, a directory or an archive into memory, and from memory into augmented batches.
+"""Images in memory: loaded by name or path, split, augmented in batches, and turned into network input.
 
 Small-image data sets live in memory as uint8, so that decoding never starves a step and augmentation is a few array
 operations per batch. What a batch holds is a function of (seed, step) alone: a resumed run sees the same images.
@@ -6,35 +6,25 @@ operations per batch. What a batch holds is a function of (seed, step) alone: a 
 
 from __future__ import annotations
 
-import io
+import hashlib
 import os
-import tarfile
-import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ofa.errors import OfaError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from ofa.training.image_files import DataError, read_image_folder
 
 Split = Literal["train", "test"]
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
-TEST_FOLDERS = ("test", "val", "validation")
+NAMES = ("digits", *TORCHVISION)
+FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val", "validation")}
 ORIENTED = ("digits", "fashion_mnist")  # a mirrored 2 is no 2: these are not flipped
-
-
-class DataError(OfaError):
-    """Images are missing, unreadable or do not make a classification task."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +37,18 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """Height and width, pixels."""
+        return int(self.images.shape[-1])
+
+    def digest(self) -> str:
+        """SHA-256 over pixels, labels and class names: equal if and only if the images are."""
+        found = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
+        found.update(self.images.numpy().data)
+        found.update(self.labels.numpy().data)
+        return found.hexdigest()
 
     def subset(self, indices: np.ndarray) -> Images:
         chosen = torch.from_numpy(indices)
@@ -81,15 +83,25 @@ class Preprocessing:
 # -- loading --------------------------------------------------------------------------------------------------------
 
 
-def load_images(source: str, split: Split, *, max_size: int, strict: bool = False) -> Images:
+def load_images(
+    source: str,
+    split: Split,
+    *,
+    size: int | None = None,
+    max_size: int = 256,
+    classes: tuple[str, ...] | None = None,
+    strict: bool = False,
+) -> Images:
     """Load one split of a data set into memory.
 
     Args:
-        source: "digits", "cifar10", "cifar100", "fashion_mnist", a directory or a .tar[.xz|.gz|.bz2] with train/ and test/
-            (or val/) inside, each with one folder a class.
+        source: one of NAMES, or a directory or .tar[.xz|.gz|.bz2] with train/ and test/ (or val/) inside, a folder a class.
         split: "test" images are for the final proof only.
-        max_size: largest input resolution of the space, pixels; larger images are stored no larger than about this.
-        strict: stop at the first image that cannot be read, instead of leaving it out with a warning.
+        size: store images at this size, pixels; None = their median size, at most `max_size`. Named data sets come in theirs.
+        max_size: see `size`.
+        classes: class names that the labels must count in; None = those found.
+        strict: stop at an image that cannot be read, instead of leaving it out with a warning.
+
     Raises:
         DataError: naming what is wrong with the source.
     """
@@ -97,10 +109,18 @@ def load_images(source: str, split: Split, *, max_size: int, strict: bool = Fals
         data = _digits(split)
     elif source in TORCHVISION:
         data = _torchvision(source, split)
+    elif not Path(source).exists():
+        raise DataError(f"data {source}: no such directory, archive or name; names: {', '.join(NAMES)}")
     else:
-        data = _image_folder(Path(source), split, max_size=max_size, strict=strict)
+        arrays, labels, found = read_image_folder(
+            Path(source), FOLDERS[split], size=size, max_size=max_size, classes=classes, strict=strict
+        )
+        data = Images(torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), found)
     if len(data.classes) < 2:
         raise DataError(f"{source}: {len(data.classes)} class ({', '.join(data.classes)}), expected at least two class folders")
+    if classes is not None and data.classes != classes:
+        odd = sorted(set(data.classes) ^ set(classes))
+        raise DataError(f"{source}: its classes are not those trained on; they differ in: {', '.join(odd[:5])}")
     return data
 
 
@@ -145,108 +165,6 @@ def _torchvision(name: str, split: Split) -> Images:
     images = images[:, None].expand(-1, 3, -1, -1) if grey else images.permute(0, 3, 1, 2)
     labels = torch.as_tensor(np.asarray(dataset.targets), dtype=torch.int64)
     return Images(images.contiguous(), labels, tuple(dataset.classes))
-
-
-def _image_folder(source: Path, split: Split, *, max_size: int, strict: bool) -> Images:
-    if source.is_dir():
-        files = _directory_files(source, split)
-    elif source.is_file():
-        files = _archive_files(source, split)
-    else:
-        names = ", ".join(["digits", *TORCHVISION])
-        raise DataError(f"--data {source}: no such directory, archive or name; names: {names}")
-    if not files:
-        wanted = "train" if split == "train" else " or ".join(TEST_FOLDERS)
-        raise DataError(f"{source}: no images found, expected {wanted}/<class>/<image> inside")
-    classes = tuple(sorted({label for label, _, _ in files}))
-    index = {label: i for i, label in enumerate(classes)}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding leaves the interpreter lock
-        decoded = list(pool.map(lambda file: _decode(file[2], max_size), files))
-    broken = [name for (_, name, _), image in zip(files, decoded, strict=True) if image is None]
-    if broken:
-        some = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        if strict or len(broken) == len(files):
-            raise DataError(
-                f"{source}: {len(broken)} of {len(files)} images cannot be read: {some}; remove them or leave out --strict"
-            )
-        warnings.warn(f"{source}: left out {len(broken)} of {len(files)} images that cannot be read: {some}", stacklevel=2)
-    kept = [(index[label], image) for (label, _, _), image in zip(files, decoded, strict=True) if image is not None]
-    # one size for all: that of the smallest image, so that none is blown up in memory
-    size = min(image.shape[0] for _, image in kept)
-    images = torch.from_numpy(np.stack([_resized(image, size) for _, image in kept])).permute(0, 3, 1, 2).contiguous()
-    return Images(images, torch.tensor([label for label, _ in kept]), classes)
-
-
-def _directory_files(source: Path, split: Split) -> list[tuple[str, str, bytes]]:
-    """(class, name, content) of every image of a split."""
-    folder = next((source / name for name in _folders(split) if (source / name).is_dir()), None)
-    if folder is None:
-        raise DataError(
-            f"{source}: no {' or '.join(f'{n}/' for n in _folders(split))} inside, expected train/ and test/, a folder a class"
-        )
-    return [
-        (path.parent.name, str(path), _read(path)) for path in sorted(folder.glob("*/*")) if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""  # counted among the images that cannot be read
-
-
-def _archive_files(source: Path, split: Split) -> list[tuple[str, str, bytes]]:
-    """As `_directory_files`, read as a stream; nothing is unpacked to disk."""
-    files = []
-    try:
-        with tarfile.open(source, "r|*") as archive:
-            for member in archive:
-                parts = Path(member.name).parts
-                if not (member.isfile() and len(parts) >= 3 and parts[-3] in _folders(split)):
-                    continue
-                if parts[-1].startswith("._") or Path(parts[-1]).suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                content = archive.extractfile(member)
-                files.append((parts[-2], member.name, content.read() if content else b""))
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{source}: not a readable tar archive ({error})") from None
-    except Exception as error:  # lzma.LZMAError, zlib.error: no common base
-        raise DataError(f"{source}: not a readable tar archive ({error})") from None
-    return sorted(files)
-
-
-def _folders(split: Split) -> tuple[str, ...]:
-    return ("train",) if split == "train" else TEST_FOLDERS
-
-
-def _decode(content: bytes, max_size: int) -> np.ndarray | None:
-    """Decode to a centred square (h, h, 3) uint8 of at most 1.25 * max_size pixels; None if it cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            square = _centre_square(image.convert("RGB"))
-    except Exception:  # Pillow's plug-ins raise anything on damaged files; the caller counts and names them
-        return None
-    limit = round(1.25 * max_size)  # room for random crops
-    if square.width > limit:
-        square = square.resize((limit, limit), Image.Resampling.BILINEAR)
-    return np.asarray(square)
-
-
-def _centre_square(image: Image) -> Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
-
-
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    if image.shape[0] == size:
-        return image
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
 # -- batches --------------------------------------------------------------------------------------------------------

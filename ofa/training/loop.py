@@ -12,8 +12,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,10 @@ from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate, top1
 from ofa.training.checkpoint import list_checkpoints, load_latest, save_checkpoint
 from ofa.training.data import (
+    NAMES,
     ORIENTED,
     Images,
     Preprocessing,
-    in_batches,
     load_images,
     split_validation,
     steps_per_epoch,
@@ -102,16 +103,24 @@ def train_supernet(
     """
     config = config or TrainConfig()
     out = Path(out)
-    images = load_images(data, "train", max_size=max_resolution(get_space(space)), strict=strict)
+    if not 0 < validation_fraction < 1:
+        raise TrainingError(f"validation_fraction is {validation_fraction!r}, expected a share between 0 and 1")
+    # a quarter larger than the largest input: room for random shifts
+    images = load_images(data, "train", max_size=round(1.25 * max_resolution(get_space(space))), strict=strict)
     train, validation = split_validation(images, fraction=validation_fraction, seed=config.seed)
     if len(train) < config.batch_size:
         raise TrainingError(
             f"{data}: {len(train)} training images, fewer than batch_size {config.batch_size}; lower --batch-size"
         )
+    if arch is not None:
+        get_space(space).check(arch)
     whole = get_space(space, num_classes=len(images.classes))
     preprocess = Preprocessing.of(train, flip=data not in ORIENTED if flip is None else flip)
     source = DataSource(
-        source=data if data == "digits" or not Path(data).exists() else str(Path(data).resolve()),
+        source=data if data in NAMES else str(Path(data).resolve()),
+        num_images=len(images),
+        digest=images.digest(),
+        image_size=images.size,
         classes=images.classes,
         validation_fraction=validation_fraction,
         seed=config.seed,
@@ -128,9 +137,7 @@ def _open_or_create(
     out: Path, space: SearchSpace, source: DataSource, arch: ArchConfig | None, config: TrainConfig, *, resume: bool
 ) -> Run:
     config_path = out / "supernet" / "config.json"
-    if not (out / "run.json").exists():
-        if arch is not None:
-            space.check(arch)
+    if not list_checkpoints(out / "supernet"):  # a run that was stopped before its first checkpoint has nothing to keep
         run = Run.create(out, space, source, arch)
         write_json(config_path, {"schema": SCHEMA, **asdict(config)})
         return run
@@ -139,22 +146,21 @@ def _open_or_create(
         raise TrainingError(f"{out}: is a run of space {run.space_name!r}, not {space.name!r}; give another --out")
     if run.record["arch"] != (None if arch is None else space.to_json(arch)):
         raise TrainingError(f"{out}: was begun with another --arch (or none); give the same, or another --out")
-    if not resume and list_checkpoints(run.supernet_dir):
+    if not resume:
         raise TrainingError(f"{out}: already holds a trained run; add --resume auto to go on, or give another --out")
-    if run.data != source:
-        odd = next(name for name in source.__dict__ if getattr(source, name) != getattr(run.data, name))
-        raise TrainingError(
-            f"{out}: data differs from the run's in {odd}: {getattr(source, odd)!r}, was {getattr(run.data, odd)!r}"
-        )
-    if config_path.exists() and resume:
-        saved = read_json(config_path, schema=SCHEMA)
-        for name, value in asdict(config).items():
-            if saved.get(name) != value:
-                raise TrainingError(
-                    f"{out}: {name} is {value!r}, but the run began with {saved.get(name)!r}; use that, or another --out"
-                )
-    write_json(config_path, {"schema": SCHEMA, **asdict(config)})
-    return run
+    _require_equal(out, "data's ", asdict(run.data), asdict(replace(source, source=run.data.source)))
+    _require_equal(out, "", read_json(config_path, schema=SCHEMA), asdict(config))
+    if source.source != run.data.source:
+        run.move_data(source.source)  # the same images, elsewhere
+    return Run(out)
+
+
+def _require_equal(out: Path, what: str, begun: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if begun.get(name) != value:
+            raise TrainingError(
+                f"{out}: {what}{name} is {value!r}, but the run began with {begun.get(name)!r}; use that, or another --out"
+            )
 
 
 def _train(run: Run, config: TrainConfig, train: Images, validation: Images, preprocess: Preprocessing) -> None:
@@ -269,9 +275,13 @@ def _quick_look(
 def calibration_batches(
     train: Images, preprocess: Preprocessing, resolution: int, *, num_images: int = 2_000, batch_size: int = 200
 ) -> list[Tensor]:
-    """Return normalised batches of a fixed random choice of training images."""
+    """Return normalised batches of a fixed random choice of training images, of about equal size.
+
+    A last batch of one image would have no variance where the network ends at one pixel.
+    """
     chosen = np.random.default_rng(0).permutation(len(train))[:num_images]
-    return [preprocess(images, resolution) for images, _ in in_batches(train.subset(chosen), batch_size)]
+    parts = np.array_split(chosen, max(1, round(len(chosen) / batch_size)))
+    return [preprocess(train.subset(part).images, resolution) for part in parts]
 
 
 def _forget_after(metrics: Path, step: int) -> None:

@@ -1,7 +1,7 @@
 """Training rules: which subnets a step trains, and what each of them learns from.
 
-A rule is a function (space, generator) -> lessons. The generator is seeded with (seed, step), so that a resumed run and
-every process of a distributed one draw the same subnets.
+A rule is a function (space, generator) -> lessons. The generator is seeded with (seed, step), so that a
+resumed run draws the same subnets as one that was never stopped.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ofa.errors import OfaError
 from ofa.mobilenet import MobileNetSpace, Stage
-from ofa.space import ArchConfig, BlockSpec, InvalidArchError
+from ofa.space import ArchConfig, BlockSpec, Dimension, InvalidArchError
 
 SMALL = MobileNetSpace(
     name="small",
@@ -82,8 +82,10 @@ def test_crossover_takes_every_active_choice_from_a_parent():
     rng = np.random.default_rng(0)
     first, second = SMALL.sample(rng, 500), SMALL.sample(rng, 500)
     child = SMALL.crossover(first, second, rng)
-    # a choice may be 0 = canonical where it has no effect
-    assert ((child == first) | (child == second) | (child == 0)).all()
+    active = SMALL.active(child)
+    assert ((child == first) | (child == second) | ~active).all()
+    differ = active & (first != second)
+    assert 0.4 < (child == first)[differ].mean() < 0.6
 
 
 def test_mutation_redraws_about_the_asked_share():
@@ -141,6 +143,13 @@ def test_check_refuses_foreign_and_short_architectures():
         SMALL.blocks(ArchConfig("other", SMALL.largest.values))
     with pytest.raises(InvalidArchError, match="values, expected"):
         SMALL.blocks(ArchConfig("small", (8,)))
+
+
+def test_dimension_refuses_options_out_of_order():
+    """ "largest" is the last option: another order would train nonsense."""
+    for options in ((16, 8), (3, 3), ()):
+        with pytest.raises(OfaError, match="expected distinct ones, the smallest first"):
+            Dimension("resolution", options)
 
 
 def test_block_spec_round_trips_and_refuses_foreign_fields():
