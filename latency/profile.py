@@ -131,9 +131,7 @@ def spread_networks(space: SearchSpace, rng: np.random.Generator, n: int) -> Pop
     blended = np.where(rng.random(drawn.shape) < pull, np.where(to_large, extremes[1], extremes[0]), drawn).astype(drawn.dtype)
     pool = np.unique(space.canonical(np.concatenate([extremes, drawn, blended])), axis=0)
     if len(pool) < n:
-        raise OfaError(
-            f"{space.name} holds {len(pool)} networks here, fewer than the {n} that are timed to calibrate a table"
-        )
+        raise OfaError(f"{space.name} holds {len(pool)} networks here, fewer than the {n} that are timed to calibrate a table")
     macs = CountCost("macs", space).predict(pool)
     order = np.argsort(macs, kind="stable")
     targets = np.linspace(macs[order[0]], macs[order[-1]], n)

@@ -36,6 +36,7 @@ class SearchResult:
     feasibility: tuple[str, ...]
     predictor: dict[str, Any]
     new_evaluations: int
+    weights_sha256: str | None  # that the accuracies belong to; None = they came from elsewhere
     devices: dict[str, Any]  # name -> DeviceSpec fields, of the limits: they need not be ones that ship
 
     def save(self, run: Run) -> None:
@@ -60,7 +61,7 @@ class SearchResult:
             {
                 "schema": CANDIDATE_SCHEMA,
                 "arch": run.space.to_json(self.best.arch)["values"],
-                "weights_sha256": run.weights_sha256,
+                "weights_sha256": self.weights_sha256,
                 "limits": list(self.limits),
                 "predicted": self.best.costs,
                 "top1_validation": self.best.top1,

@@ -101,7 +101,8 @@ def search_run(
         f"MACs alone {predictor.macs_tau:.2f}"
         + ("; nothing ranks them better than MACs" if predictor.kendall_tau <= predictor.macs_tau else "")
     )
-    result = _result(run, constraints, costs, predictor, top1, tag, new=len(top1) - before)
+    weights = run.weights_sha256 if isinstance(measured, SupernetAccuracy) else None
+    result = _result(run, constraints, costs, predictor, top1, tag, weights, new=len(top1) - before)
     result.save(run)
     return result
 
@@ -150,6 +151,7 @@ def _result(
     predictor: AccuracyPredictor,
     top1: dict[ArchConfig, float],
     tag: str | None,
+    weights_sha256: str | None,
     *,
     new: int,
 ) -> SearchResult:
@@ -180,6 +182,7 @@ def _result(
             "held_out": [{"predicted": p, "measured": m} for p, m in predictor.held_out],
         },
         new_evaluations=new,
+        weights_sha256=weights_sha256,
         devices={
             model.device: model.provenance["device"] for model in constraints.costs.values() if isinstance(model, LatencyTable)
         },

@@ -15,6 +15,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from deploy.limits import parse_limit
 from ofa.artefacts import read_json, read_jsonl
 from ofa.run_dir import Run
 from ofa.space import ARCH_SCHEMA
@@ -22,18 +23,25 @@ from ofa.space import ARCH_SCHEMA
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_demo_trains_searches_exports_verifies_and_reports(cli, tmp_path):
+@pytest.mark.slow
+def test_demo_keeps_its_promise(cli, tmp_path):
+    """The demo as `make demo` runs it: two files that differ in size and speed, accurate, proven, and a report."""
     out = tmp_path / "demo"
-    process = cli("demo", "--out", out, "--epochs", 2, timeout=240)
-    # with two epochs nothing is accurate; on a loaded machine a limit may be missed by a hair (4), which is said and no crash
-    assert process.returncode in (0, 4), process.stderr
+    process = cli("demo", "--out", out, timeout=280)
     assert "Traceback" not in process.stderr
-    tests = {tag: json.loads((out / "export" / tag / "verification.json").read_text()) for tag in ("fast", "accurate")}
-    for proof in tests.values():
-        assert next(c for c in proof["checks"] if c["name"] == "parity")["ok"]
+    proofs = {tag: json.loads((out / "export" / tag / "verification.json").read_text()) for tag in ("fast", "accurate")}
+    for proof in proofs.values():
+        failed = [check["name"] for check in proof["checks"] if not check["ok"]]
+        assert failed in ([], ["latency@ort_cpu_1t"]), process.stderr
         assert proof["test_images"] == 449
-    fast, accurate = ((out / "export" / tag / "model.onnx") for tag in ("fast", "accurate"))
-    assert fast.read_bytes() != accurate.read_bytes()
+        # other tests run beside this one: a limit may be missed by a hair, which is said with exit code 4 and is no crash
+        assert process.returncode == 0 or "latency@ort_cpu_1t failed" in process.stderr
+    assert proofs["accurate"]["top1"] >= 0.97
+    limit = parse_limit(proofs["fast"]["limits"][0]).bound
+    assert proofs["accurate"]["latency"]["ort_cpu_1t"]["low_ms"] > limit
+    assert proofs["fast"]["latency"]["ort_cpu_1t"]["median_ms"] < 1.1 * limit
+    fast, accurate = ((out / "export" / tag / "model.onnx").stat().st_size for tag in ("fast", "accurate"))
+    assert fast < accurate
     page = (out / "report.html").read_text()
     assert "mbv3_tiny_image" in page
     assert "<script" not in page

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from deploy.export import export_subnet
+from deploy.limits import format_value
 from deploy.verify import verify_model
 from ofa.artefacts import ArtefactError, read_json, write_bytes, write_json
+from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.spaces import UnknownSpaceError, get_space
 from ofa.training.checkpoint import list_checkpoints
+from ofa.training.loop import TrainConfig, train_supernet
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -72,6 +76,12 @@ def test_a_module_whose_space_has_another_name_is_refused(tmp_path, monkeypatch)
         get_space("lab_a.wide")
     with pytest.raises(UnknownSpaceError, match=r"unknown space 'lab_a.narrow'"):
         get_space("lab_a.narrow")
+    (tmp_path / "lab_a" / "typo.py").write_text("from ofa.mobilenett import MobileNetSpace")
+    with pytest.raises(UnknownSpaceError, match=r"cannot be imported \(No module named 'ofa.mobilenett'"):
+        get_space("lab_a.typo")
+    for name in ("./x", ".x", "x.", "..", "", "ofa.space"):
+        with pytest.raises(UnknownSpaceError):
+            get_space(name)
 
 
 def test_wrong_usage_exits_with_2(cli):
@@ -99,7 +109,8 @@ def test_limits_are_checked_before_anything_is_measured(cli, run):
     fails(cli("search", run, "--where", "latency@ort_cpu_1t <= 1us"), 3, "nearest feasible value: latency@ort_cpu_1t <= ")
     fails(cli("search", run, "--where", "params <= 1K", "--where", "macs <= 100M"), 3, "nearest feasible value: params <= ")
     fails(cli("search", run, "--evals", "3"), 1, "evals is 3, expected at least 10")
-    fails(cli("search", run, "--tag", "../x"), 1, "expected a plain folder name")
+    for tag in ("../x", "best", "trials.jsonl", "front.json"):
+        fails(cli("search", run, "--tag", tag), 1, "expected a plain folder name")
     assert (run / "search" / "trials.jsonl").read_bytes() == trials
 
 
@@ -187,6 +198,59 @@ def test_foreign_onnx_file_is_refused(cli, tmp_path, trained):
     fails(cli("verify", tmp_path / "none.onnx"), 1, "no such file")
     shutil.copy(trained.path / "export" / "best" / "model.json", tmp_path)
     fails(cli("verify", tmp_path / "model.onnx"), 1, "SHA-256")
+
+
+def test_every_limit_is_checked_by_its_own_measurement(trained, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(trained.path / "export" / "best", folder)
+    limits = ["params <= 1K", "params <= 1G", "macs <= 1K", "macs <= 1G", "top1 >= 0.01", "top1 >= 0.999"]
+    limits += ["latency@ort_cpu_1t <= 10s", "latency@ort_cpu_1t <= 1us"]
+    found = verify_model(folder / "model.onnx", limits=limits, seconds=0.2)
+    for name in ("params", "macs", "accuracy", "latency@ort_cpu_1t"):
+        assert sorted(check.ok for check in found.checks if check.name == name) == [False, True]
+    promised = verify_model(folder / "model.onnx", seconds=0.2)
+    assert [check.name for check in promised.checks] == ["file", "self-contained", "parity", "accuracy", "params"]
+    front = json.loads((trained.path / "search" / "front.json").read_text())
+    (params,) = (check for check in promised.checks if check.name == "params")
+    assert params.detail.startswith(format_value("params", front["best"]["costs"]["params"]))
+
+
+@pytest.mark.parametrize("field", ["sha256", "arch", "classes", "preprocess", "data", "space"])
+@pytest.mark.parametrize("value", [None, 3, {}])
+def test_incomplete_model_json_is_refused_by_name(trained, tmp_path, field, value):
+    folder = tmp_path / "out"
+    shutil.copytree(trained.path / "export" / "best", folder)
+    record = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**record, field: value}))
+    with pytest.raises(OfaError, match=field if value != {} or field not in ("arch", "preprocess") else ""):
+        verify_model(folder / "model.onnx", seconds=0.1)
+
+
+def test_export_keeps_the_users_files_and_other_weights_other_numbers(cli, trained, tmp_path):
+    out = tmp_path / "project"
+    out.mkdir()
+    (out / "README.md").write_text("my project")
+    export_subnet(trained.path / "search" / "best", out)
+    assert (out / "README.md").read_text() == "my project"
+    arch = json.loads((trained.path / "search" / "best" / "arch.json").read_text())
+    alone = train_supernet(
+        "mbv3_tiny_image",
+        "digits",
+        tmp_path / "alone",
+        config=TrainConfig(epochs=1, batch_size=512),
+        arch=trained.space.from_json(arch),
+    )
+    model = export_subnet(trained.path / "search" / "best", tmp_path / "other", run=alone.path)
+    record = json.loads((model.path.parent / "model.json").read_text())
+    assert "top1_validation" not in record  # that was the supernet's
+    assert record["limits"] == ["params <= 200K"]
+
+
+def test_a_damaged_table_that_no_limit_needs_is_left_out_with_a_warning(cli, run):
+    (run / "latency" / "other.json").write_text("{")
+    process = cli("search", run, "--where", "macs <= 2M", "--evals", 12, "--finalists", 1, "--rounds", 1)
+    assert process.returncode == 0, process.stderr
+    assert "other.json: not valid JSON" in process.stderr
 
 
 def test_broken_promises_exit_with_4(cli, trained):
@@ -310,21 +374,30 @@ def test_interrupted_measuring_keeps_what_was_measured(run, arguments, journal):
 
 
 def test_killed_training_equals_an_uninterrupted_run(tmp_path):
-    """SIGKILL at arbitrary moments, then --resume auto: the same weights to the last bit."""
-    base = ["train", "--space", "mbv3_tiny_image", "--data", "digits", "--epochs", "3", "--batch-size", "256", "--resume", "auto"]
+    """SIGKILL while checkpoints are written and between them, then --resume auto: the same weights to the last bit."""
+    base = ["train", "--space", "mbv3_tiny_image", "--data", "digits", "--epochs", "4", "--batch-size", "256", "--resume", "auto"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(out):
         command = [sys.executable, "-c", "from search.cli import main; main()", *base, "--out", str(out)]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
 
-    assert start(tmp_path / "straight").wait(200) == 0
-    for delay in (4.0, 6.0, 8.0):
-        process = start(tmp_path / "killed")
-        time.sleep(delay)
+    def kill_when(process, condition):
+        deadline = time.monotonic() + 100
+        while not condition() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.0005)
+        assert process.poll() is None, "the run ended before it could be killed"
         process.kill()
         process.wait()
+
+    assert start(tmp_path / "straight").wait(200) == 0
+    supernet = tmp_path / "killed" / "supernet"
+    kill_when(start(tmp_path / "killed"), lambda: list(supernet.glob(".step_*.partial")))  # a half-written first checkpoint
+    kill_when(start(tmp_path / "killed"), lambda: list(supernet.glob("step_*")))
+    begun = {c.step for c in list_checkpoints(supernet)}
+    assert begun
+    kill_when(start(tmp_path / "killed"), lambda: {c.step for c in list_checkpoints(supernet)} - begun)
     assert start(tmp_path / "killed").wait(200) == 0
     ends = [list_checkpoints(tmp_path / name / "supernet")[-1] for name in ("straight", "killed")]
-    assert ends[0].step == ends[1].step
+    assert ends[0].step == ends[1].step == 16
     assert (ends[0].path / "model.safetensors").read_bytes() == (ends[1].path / "model.safetensors").read_bytes()

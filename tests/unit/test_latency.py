@@ -168,10 +168,12 @@ def test_interrupted_measurement_goes_on_from_its_journal(tmp_path):
     assert len(kept) == 5  # two rounds kept, the broken line, one new round
     again = profile_space(SPACE, device, ProfileConfig(rounds=3), journal=journal)
     assert journal.read_text().splitlines(keepends=True) == kept  # complete: nothing is timed again
+    assert again.provenance["rounds"] == 3
     assert again.entries.keys() == first.entries.keys()
     journal.write_text(lines[0].replace('"plan": "', '"plan": "0') + "".join(lines[1:]))  # another machine's
     profile_space(SPACE, device, ProfileConfig(rounds=3), journal=journal)
-    assert journal.read_text().splitlines()[0] == lines[0].strip()
+    assert json.loads(journal.read_text().splitlines()[0])["plan"] == json.loads(lines[0])["plan"]
+    assert journal.with_suffix(".old.jsonl").exists()  # the other machine's is kept
 
 
 @pytest.mark.parametrize("name", list_devices())
@@ -194,6 +196,7 @@ def test_device_files_are_checked(tmp_path):
         ('runtime = "onnxruntime"\nnum_threads = 0', "num_threads: Input should be greater than or equal to 1"),
         ("runtime = ", "not a device file"),
         ("num_threads = 1", "runtime: Field required"),
+        ('runtime = "onnxruntime"\nname = "../../evil"', "'name' is not a field of the file"),
     ):
         (tmp_path / "d.toml").write_text(content)
         with pytest.raises(DeviceError, match=message):
@@ -201,6 +204,9 @@ def test_device_files_are_checked(tmp_path):
     (tmp_path / "d.toml").write_text('runtime = "onnxruntime"\nprovider = "NoProvider"')
     with pytest.raises(DeviceError, match="provider 'NoProvider' is not in this ONNX Runtime"):
         open_session(b"", get_device(str(tmp_path / "d.toml")))
+    (tmp_path / "two words.toml").write_text('runtime = "onnxruntime"')
+    with pytest.raises(DeviceError, match="name: String should match pattern"):
+        get_device(str(tmp_path / "two words.toml"))
     (tmp_path / "d.toml").write_text('runtime = "tpu"')
     with pytest.raises(DeviceError, match="unknown runtime 'tpu'; known: onnxruntime"):
         open_session(b"", get_device(str(tmp_path / "d.toml")))

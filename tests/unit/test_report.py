@@ -30,7 +30,18 @@ HOST = {"cpu": "A processor", "system": "Linux", "torch": "2.9", "onnx": "not in
 
 
 def make_run(path: Path, *, source: str = "digits", classes: tuple[str, ...] = ("cat", "dog")) -> Run:
-    data = DataSource(source, classes, 0.1, 0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), flip=False)
+    data = DataSource(
+        source=source,
+        num_images=100,
+        digest="d" * 64,
+        image_size=8,
+        classes=classes,
+        validation_fraction=0.1,
+        seed=0,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        flip=False,
+    )
     return Run.create(path, get_space("mbv3_tiny_image", num_classes=len(classes)), data, None)
 
 
@@ -75,6 +86,7 @@ def add_search(
             "held_out": [{"predicted": c.top1 + 0.01, "measured": c.top1} for c in candidates],
         },
         new_evaluations=12,
+        weights_sha256=None,
         devices={},
     )
     result.save(run)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -35,14 +37,14 @@ SPACE = get_space("mbv3_tiny_image")
 
 
 def test_digits_split_is_fixed_and_disjoint():
-    train, test = load_images("digits", "train", max_size=16), load_images("digits", "test", max_size=16)
+    train, test = load_images("digits", "train"), load_images("digits", "test")
     assert (len(train), len(test)) == (1348, 449)
     assert train.images.shape[1:] == (3, 8, 8)
     assert torch.bincount(test.labels).min() > 30
 
 
 def test_validation_is_a_stratified_part_of_training():
-    data = load_images("digits", "train", max_size=16)
+    data = load_images("digits", "train")
     train, validation = split_validation(data, fraction=0.2, seed=1)
     assert len(train) + len(validation) == len(data)
     shares = torch.bincount(validation.labels) / torch.bincount(data.labels)
@@ -73,7 +75,7 @@ def test_augmentation_shifts_and_mirrors_whole_images():
 
 
 def test_preprocessing_normalises_and_resizes():
-    data = load_images("digits", "train", max_size=16)
+    data = load_images("digits", "train")
     preprocess = Preprocessing.of(data, flip=False)
     out = preprocess(data.images, 8)
     assert out.mean().abs() < 1e-3
@@ -99,7 +101,68 @@ def test_large_images_are_stored_small_and_square(tmp_path):
             folder = tmp_path / split / label
             folder.mkdir(parents=True)
             Image.new("L", (300, 200)).save(folder / "x.jpg")
-    assert load_images(str(tmp_path), "test", max_size=32).images.shape == (2, 3, 40, 40)
+    assert load_images(str(tmp_path), "test", max_size=32).images.shape == (2, 3, 32, 32)
+    assert load_images(str(tmp_path), "test", size=24).images.shape == (2, 3, 24, 24)
+
+
+def test_one_small_image_does_not_shrink_the_others(image_folder):
+    Image.new("RGB", (24, 3)).save(image_folder / "train" / "dark" / "thin.png")
+    with pytest.warns(UserWarning, match="1 of 81 images are smaller than 24 px and are enlarged"):
+        assert load_images(str(image_folder), "train", max_size=32).size == 24
+
+
+def test_directory_and_archive_choose_the_same_test_folder(image_folder, tmp_path):
+    (image_folder / "train").rename(image_folder / "val")
+    archive = tmp_path / "images.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(image_folder, ".")
+    assert len(load_images(str(image_folder), "test")) == len(load_images(str(archive), "test")) == 16
+
+
+def test_images_of_every_kind_are_read_as_people_see_them(tmp_path):
+    for label in "ab":
+        (tmp_path / "train" / label / "deeper").mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 20_000, np.uint16)).save(tmp_path / "train" / "a" / "0.png")
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "train" / "a" / "1.png")
+    turned = Image.new("RGB", (8, 8), "white")
+    turned.paste((0, 0, 0), (0, 0, 8, 4))  # black above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # taken upside down
+    turned.save(tmp_path / "train" / "a" / "2.png", exif=exif)
+    Image.new("CMYK", (8, 8)).save(tmp_path / "train" / "b" / "deeper" / "3.jpg")
+    hidden = tmp_path / "train" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    Image.new("RGB", (8, 8)).save(hidden / "x.png")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
+    with pytest.warns(UserWarning, match="passed over 1 files that are no images"):
+        data = load_images(str(tmp_path), "train")
+    assert data.classes == ("a", "b")
+    assert data.labels.tolist() == [0, 0, 0, 1]
+    grey, clear, upright, _ = data.images
+    assert (grey == 20_000 // 256).all()
+    assert (clear == 255).all()
+    assert upright[:, 0].float().mean() > 250 > 5 > upright[:, -1].float().mean()
+
+
+def test_class_names_that_cannot_be_written_are_refused(image_folder):
+    os.rename(image_folder / "train" / "dark", os.fsencode(image_folder / "train") + b"/d\xff")
+    with pytest.raises(DataError, match=r"class folder 'd\\udcff' has no readable name"):
+        load_images(str(image_folder), "train")
+
+
+def test_changed_images_are_noticed_before_validation_mixes_with_training(image_folder, tmp_path):
+    run = train_supernet("mbv3_tiny_image", str(image_folder), tmp_path / "a", config=tiny(batch_size=32))
+    assert len(run.load_train_and_validation()[1]) == 8
+    shutil.copy(image_folder / "train" / "dark" / "000.png", image_folder / "train" / "dark" / "new.png")
+    with pytest.raises(OfaError, match=r"its 81 training images are not the 80 that .* was trained on"):
+        run.load_train_and_validation()
+    (image_folder / "train" / "dark" / "new.png").unlink()
+    moved = image_folder.rename(tmp_path / "moved")
+    with pytest.raises(OfaError, match=r"not there any more; put them back, or tell .*run.json"):
+        run.load_train_and_validation()
+    again = train_supernet("mbv3_tiny_image", str(moved), tmp_path / "a", config=tiny(batch_size=32), resume=True)
+    assert again.data.source == str(moved)
+    assert len(again.load_train_and_validation()[1]) == 8
 
 
 def test_unreadable_images_are_named_and_counted_or_stop_when_strict(image_folder):
@@ -114,9 +177,9 @@ def test_unreadable_images_are_named_and_counted_or_stop_when_strict(image_folde
 def test_impossible_data_says_what_was_expected(image_folder, tmp_path):
     with pytest.raises(DataError, match=r"no such directory, archive or name; names: digits, cifar10"):
         load_images("digit", "train", max_size=32)
-    with pytest.raises(DataError, match=r"no train/ inside"):
+    with pytest.raises(DataError, match=r"no images found, expected train/<class>/<image> inside"):
         load_images(str(tmp_path / "images" / "train"), "train", max_size=32)
-    (tmp_path / "broken.tar").write_bytes(b"\x00" * 100)
+    (tmp_path / "broken.tar").write_bytes(b"\x01" * 1000)
     with pytest.raises(DataError, match=r"no images found|not a readable tar"):
         load_images(str(tmp_path / "broken.tar"), "train", max_size=32)
     for path in (image_folder / "train" / "dark").iterdir():
@@ -239,7 +302,7 @@ def test_training_refuses_to_overwrite_or_mix_runs(tmp_path):
         train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=3), resume=True)
     with pytest.raises(TrainingError, match=r"is a run of space 'mbv3_tiny_image', not 'mbv3_small_image'"):
         train_supernet("mbv3_small_image", "digits", tmp_path / "a", config=tiny(), resume=True)
-    with pytest.raises(TrainingError, match=r"data differs from the run's in seed"):
+    with pytest.raises(TrainingError, match=r"data's seed is 1, but the run began with 0"):
         train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(seed=1), resume=True)
 
 
@@ -266,6 +329,19 @@ def test_huge_learning_rate_ends_in_an_error_not_in_a_broken_checkpoint(tmp_path
     with pytest.raises(TrainingError, match="lower --lr"):
         train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(lr=1e30, epochs=3, clip_norm=0))
     assert not list((tmp_path / "a" / "supernet").glob("step_*"))
+
+
+def test_a_run_without_a_checkpoint_may_begin_anew(tmp_path):
+    train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny())
+    for path in (tmp_path / "a" / "supernet").glob("step_*"):
+        shutil.rmtree(path)
+    assert train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(seed=1)).data.seed == 1
+
+
+@pytest.mark.parametrize("share", [0, 1, -1, 5, math.nan])
+def test_impossible_validation_share_is_refused(tmp_path, share):
+    with pytest.raises(OfaError, match="expected a share between 0 and 1"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), validation_fraction=share)
 
 
 @pytest.mark.parametrize(
