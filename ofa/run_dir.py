@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ofa.artefacts import ArtefactError, read_json, sha256_of, write_json
 from ofa.errors import OfaError
+from ofa.progress import say
 from ofa.space import ArchConfig, SearchSpace
 from ofa.spaces import get_space
 
@@ -158,23 +159,27 @@ class Run:
 
     def move_data(self, source: str) -> None:
         """Remember that the same images lie elsewhere now."""
-        record = read_json(self.path / "run.json", schema=SCHEMA)
-        record["data"]["source"] = source
-        write_json(self.path / "run.json", record)
+        self._update(lambda record: record["data"].update(source=source))
 
     def note_export(self, folder: Path) -> None:
-        """Remember in run.json where a network was exported to, relative to the run, so that the report finds it."""
-        record = read_json(self.path / "run.json", schema=SCHEMA)
+        """Remember where a network was exported to, relative to the run, so that the report finds it."""
         name = os.path.relpath(folder, self.path)
-        record["exports"] = list(dict.fromkeys([*record.get("exports", []), name]))
-        write_json(self.path / "run.json", record)
+        self._update(lambda record: record.update(exports=list(dict.fromkeys([*record.get("exports", []), name]))))
 
     def log_command(self, argv: Sequence[str], seconds: float) -> None:
         """Append a command to run.json: who wants to repeat the run finds it there."""
-        record = read_json(self.path / "run.json", schema=SCHEMA)
         finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record["commands"].append({"argv": list(argv), "finished": finished, "seconds": round(seconds, 1), "host": host_facts()})
-        write_json(self.path / "run.json", record)
+        entry = {"argv": list(argv), "finished": finished, "seconds": round(seconds, 1), "host": host_facts()}
+        self._update(lambda record: record["commands"].append(entry))
+
+    def _update(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change run.json as it is now. A run that may only be read still serves; its record then stays as it was."""
+        record = read_json(self.path / "run.json", schema=SCHEMA)
+        change(record)
+        try:
+            write_json(self.path / "run.json", record)
+        except OSError as error:
+            say(f"warning: {self.path / 'run.json'} was not updated ({error.strerror})")
 
 
 def max_resolution(space: SearchSpace) -> int:

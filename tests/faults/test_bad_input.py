@@ -222,7 +222,7 @@ def test_incomplete_model_json_is_refused_by_name(trained, tmp_path, field, valu
     shutil.copytree(trained.path / "export" / "best", folder)
     record = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**record, field: value}))
-    with pytest.raises(OfaError, match=field if value != {} or field not in ("arch", "preprocess") else ""):
+    with pytest.raises(OfaError, match=field if value != {} or field not in ("arch", "preprocess") else None):
         verify_model(folder / "model.onnx", seconds=0.1)
 
 
