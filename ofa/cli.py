@@ -45,6 +45,7 @@ def train(
     arch: Annotated[
         Path | None, typer.Option(help="arch.json of one network to train alone: the baseline for what it inherits.")
     ] = None,
+    init: Annotated[Path | None, typer.Option(help="Run whose weights to start from, of the same space.")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
 ) -> Path | None:
@@ -75,6 +76,7 @@ def train(
         config=config,
         resume=resume is Resume.auto,
         arch=only,
+        init=init,
         validation_fraction=validation_fraction,
         flip=flip,
         strict=strict,

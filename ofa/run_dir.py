@@ -161,6 +161,11 @@ class Run:
         """Remember that the same images lie elsewhere now."""
         self._update(lambda record: record["data"].update(source=source))
 
+    def note_init(self, other: Run) -> None:
+        """Remember which weights training began with."""
+        init = {"run": os.path.relpath(other.path, self.path), "weights_sha256": other.weights_sha256}
+        self._update(lambda record: record.update(init=init))
+
     def note_export(self, folder: Path) -> None:
         """Remember where a network was exported to, relative to the run, so that the report finds it."""
         name = os.path.relpath(folder, self.path)

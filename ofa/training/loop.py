@@ -83,6 +83,7 @@ def train_supernet(
     config: TrainConfig | None = None,
     resume: bool = False,
     arch: ArchConfig | None = None,
+    init: Path | str | None = None,
     validation_fraction: float = 0.1,
     flip: bool | None = None,
     strict: bool = False,
@@ -95,6 +96,8 @@ def train_supernet(
         out: run directory to make.
         resume: go on from the newest checkpoint in `out`, if there is one.
         arch: train this one architecture alone instead of all (a baseline for what it inherits from the supernet).
+        init: another run of the same space and number of classes whose weights to start from; its validation images must be
+            this run's too if accuracies are to mean anything, which the same data and seed ensure.
         validation_fraction: share of the training images held out for search.
         flip: whether augmentation may mirror images; None = unless they are digits or clothes.
         strict: stop at the first image that cannot be read.
@@ -128,8 +131,9 @@ def train_supernet(
         std=preprocess.std,
         flip=preprocess.flip,
     )
+    begun_from = None if init is None else Run(init)
     run = _open_or_create(out, whole, source, arch, config, resume=resume)
-    _train(run, config, train, validation, preprocess)
+    _train(run, config, train, validation, preprocess, begun_from)
     return run
 
 
@@ -163,14 +167,19 @@ def _require_equal(out: Path, what: str, begun: dict[str, Any], now: dict[str, A
             )
 
 
-def _train(run: Run, config: TrainConfig, train: Images, validation: Images, preprocess: Preprocessing) -> None:
+def _train(run: Run, config: TrainConfig, train: Images, validation: Images, preprocess: Preprocessing, init: Run | None) -> None:
     torch.manual_seed(config.seed)
     space = run.space
     net = Supernet(space).to(memory_format=torch.channels_last)  # 1.5 to 2 times faster on CPU at these sizes
     optimizer = _optimizer(net, config)
     epoch_steps = steps_per_epoch(train, config.batch_size)
     total = epoch_steps * config.epochs
-    start = load_latest(run.supernet_dir, net, optimizer) if list_checkpoints(run.supernet_dir) else 0
+    start = 0
+    if list_checkpoints(run.supernet_dir):
+        start = load_latest(run.supernet_dir, net, optimizer)
+    elif init is not None:
+        load_latest(init.supernet_dir, net)
+        run.note_init(init)
     metrics = run.supernet_dir / "metrics.jsonl"
     _forget_after(metrics, start)
     say(

@@ -14,6 +14,7 @@ from torch import nn
 
 from ofa.artefacts import read_jsonl
 from ofa.errors import OfaError
+from ofa.run_dir import Run
 from ofa.spaces import get_space
 from ofa.training.calibration import calibrate, top1
 from ofa.training.data import (
@@ -350,6 +351,17 @@ def test_impossible_validation_share_is_refused(tmp_path, share):
 def test_illegal_settings_are_refused(changes):
     with pytest.raises(OfaError):
         tiny(**changes)
+
+
+def test_training_starts_from_the_weights_of_another_run(tmp_path):
+    first = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny())
+    barely = tiny(lr=1e-12, weight_decay=0)  # hardly moves: what it ends with is what it began with
+    second = train_supernet("mbv3_tiny_image", "digits", tmp_path / "b", config=barely, init=first.path)
+    for (name, a), b in zip(first.load_supernet().named_parameters(), second.load_supernet().parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+    assert Run(second.path).record["init"] == {"run": "../a", "weights_sha256": first.weights_sha256}
+    with pytest.raises(OfaError, match="weights are of another network"):
+        train_supernet("mbv3_small_image", "digits", tmp_path / "c", config=tiny(), init=first.path)
 
 
 def test_one_architecture_trained_alone_uses_the_same_loop(tmp_path):
