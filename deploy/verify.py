@@ -101,10 +101,11 @@ def verify_model(
             "the file is damaged or another one"
         )
     content = path.read_bytes()
+    _require_self_contained(content, path)  # before a runtime follows any reference
     reference = open_session(content, get_device(REFERENCE_DEVICE))
     net, pre = _rebuild(path, record), record["preprocess"]
     resolution = int(pre["resolution"])
-    checks = [Check("file", True, f"{len(content) / 2**20:.2f} MiB, SHA-256 as exported"), _check_self_contained(content)]
+    checks = [Check("file", True, f"{len(content) / 2**20:.2f} MiB, SHA-256 as exported, all weights inside")]
     error = parity_error(net, reference, resolution)
     tolerance = f"differs from PyTorch by {error:.1e} of the largest logit (limit {PARITY_TOLERANCE:.0e})"
     checks.append(Check("parity", error <= PARITY_TOLERANCE, tolerance))
@@ -159,16 +160,15 @@ def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float
     return centre - half, centre + half
 
 
-def _check_self_contained(content: bytes) -> Check:
-    """Refuse tensors kept outside the file: they could read any path of the machine that loads it."""
+def _require_self_contained(content: bytes, path: Path) -> None:
+    """Refuse tensors kept outside the file: they could name any path of the machine that loads it."""
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's errors share no base with onnx's
-        raise ArtefactError(f"not an ONNX file ({str(error).splitlines()[0][:100]})") from None
-    outside = [t.name for t in model.graph.initializer if t.external_data or t.data_location == onnx.TensorProto.EXTERNAL]
-    return Check(
-        "self-contained", not outside, "all weights inside" if not outside else f"weights outside the file: {outside[0]}"
-    )
+        raise ArtefactError(f"{path}: not an ONNX file ({str(error).splitlines()[0][:100]})") from None
+    for tensor in model.graph.initializer:
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ArtefactError(f"{path}: keeps {tensor.name} outside the file, which is not followed; export it again")
 
 
 def _rebuild(path: Path, record: dict[str, Any]) -> torch.nn.Module:

@@ -29,12 +29,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=0.15)
     parser.add_argument("--evals", type=int, default=60)
+    parser.add_argument("--init", type=Path, help="run to start from")
+    parser.add_argument("--alone-epochs", type=int, help="for the network trained alone; default: --epochs")
+    parser.add_argument("--alone-lr", type=float, help="likewise; default: --lr")
     args = parser.parse_args()
     config = TrainConfig(epochs=args.epochs, lr=args.lr)
     seconds: dict[str, float] = {}
 
     began = time.monotonic()
-    run = train_supernet("mbv3_small_image", args.data, args.out, config=config, resume=True)
+    run = train_supernet("mbv3_small_image", args.data, args.out, config=config, resume=True, init=args.init)
     seconds["train"] = time.monotonic() - began
     began = time.monotonic()
     table = profile_device(run, DEVICE, config=ProfileConfig())
@@ -51,13 +54,14 @@ def main() -> None:
         seconds[f"export and verify {tag}"] = time.monotonic() - began
         row(tag, limit, verified[tag], table(found.best.arch))
 
-    began = time.monotonic()
-    alone = train_alone(run, args.data, config)
-    seconds[f"{ALONE} trained alone"] = time.monotonic() - began
-    print(f"{ALONE}, the same architecture trained alone for {args.epochs} epochs: top-1 {alone.top1:.4f}")
     largest = export_subnet(largest_arch(run), run.path / "largest")
-    print(f"largest network of the supernet: top-1 {verify_model(largest.path, limits=[]).top1:.4f}")
+    print(f"largest network of the supernet: top-1 {verify_model(largest.path, limits=[]).top1:.4f}", flush=True)
     write_report(run)
+    began = time.monotonic()
+    alone_config = TrainConfig(epochs=args.alone_epochs or args.epochs, lr=args.alone_lr or args.lr)
+    alone = train_alone(run, args.data, alone_config)
+    seconds[f"{ALONE} trained alone"] = time.monotonic() - began
+    print(f"{ALONE}, the same architecture trained alone for {alone_config.epochs} epochs: top-1 {alone.top1:.4f}")
     print("; ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()))
 
 
