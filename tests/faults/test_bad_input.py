@@ -375,6 +375,8 @@ def test_interrupted_measuring_keeps_what_was_measured(run, arguments, journal):
     process = subprocess.Popen(
         [sys.executable, "-c", "from search.cli import main; main()", arguments[0], str(run), *arguments[1:]],
         stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a test run started in the background hands down an ignored SIGINT, and Python would leave it so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     before = (run / journal).read_bytes()
     deadline = time.monotonic() + 100
