@@ -238,11 +238,16 @@ class SearchSpace(ABC):
             ArchConfig(self.name, tuple(option[i] for option, i in zip(options, row, strict=True))) for row in population.tolist()
         ]
 
-    def sample(self, rng: np.random.Generator, n: int) -> Population:
-        """Draw n architectures, every choice uniform and independent, in canonical form."""
+    def sample(self, rng: np.random.Generator, n: int, *, least: NDArray[np.int64] | int = 0) -> Population:
+        """Draw n architectures, every choice uniform and independent, in canonical form.
+
+        Args:
+            least: smallest option index that may be drawn, one for all dimensions or (dimensions,).
+        """
         uniform = rng.random((n, len(self.dimensions)), dtype=np.float32)
         # float32 draws reach 1 - 2^-24 at most, so the product stays below num_options for all sizes in use
-        return self.canonical((uniform * self.num_options.astype(np.float32)).astype(np.int16))
+        drawn = least + (uniform * (self.num_options - least).astype(np.float32)).astype(np.int16)
+        return self.canonical(drawn.astype(np.int16))
 
     def mutate(self, population: Population, rng: np.random.Generator, probability: float) -> Population:
         """Redraw every choice with `probability`; returns a new canonical population."""
