@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ofa.blocks import se_channels
-from ofa.space import BlockSpec
+from ofa.block_spec import BlockSpec
+from ofa.slots import se_channels
 
 OPSET, IR_VERSION = 17, 8
 Weights = Mapping[str, NDArray[np.float32]]
@@ -55,6 +55,8 @@ class Graph:
         if act == "relu6":
             bounds = [self.constant(f"const.{v}", np.array(v, np.float32)) for v in (0.0, 6.0)]
             return self.node("Clip", [x, *bounds], name)
+        if act == "swish":
+            return self.node("Mul", [x, self.node("Sigmoid", [x], f"{name}.sigmoid")], name)
         return self.node({"relu": "Relu", "h_swish": "HardSwish"}[act], [x], name)
 
     def conv(
@@ -68,18 +70,21 @@ class Graph:
         *,
         groups: int = 1,
         act: str = "none",
+        bias: bool = True,
     ) -> str:
-        """Convolution with "same" padding and bias, then the activation."""
+        """Convolution with "same" padding, then the activation."""
         fan_in = in_channels // groups * kernel_size**2
-        weight = self.weight(f"{name}.weight", (out_channels, in_channels // groups, kernel_size, kernel_size), fan_in)
-        bias = self.weight(f"{name}.bias", (out_channels,), fan_in)
+        inputs = [x, self.weight(f"{name}.weight", (out_channels, in_channels // groups, kernel_size, kernel_size), fan_in)]
+        if bias:
+            inputs.append(self.weight(f"{name}.bias", (out_channels,), fan_in))
         pads = [kernel_size // 2] * 4
         shape = {"kernel_shape": [kernel_size] * 2, "strides": [stride] * 2, "pads": pads, "group": groups}
-        return self.activation(act, self.node("Conv", [x, weight, bias], f"{name}.conv", **shape), f"{name}.act")
+        return self.activation(act, self.node("Conv", inputs, f"{name}.conv", **shape), f"{name}.act")
 
 
 def _conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
-    return g.conv(x, name, spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, act=spec.act)
+    out = g.conv(x, name, spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, act=spec.act)
+    return _add_shortcut(g, x, out, name, spec)
 
 
 def _mbconv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
@@ -93,7 +98,38 @@ def _mbconv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
         gate = g.node("HardSigmoid", [gate], f"{name}.se.gate", alpha=1 / 6, beta=0.5)
         out = g.node("Mul", [out, gate], f"{name}.se")
     out = g.conv(out, f"{name}.project", hidden, spec.out_channels)
-    return g.node("Add", [out, x], name) if spec.residual else out
+    return _add_shortcut(g, x, out, name, spec)
+
+
+def _bottleneck(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    hidden = spec.hidden_channels
+    out = g.conv(x, f"{name}.reduce", spec.in_channels, hidden, act=spec.act)
+    out = g.conv(out, f"{name}.spatial", hidden, hidden, spec.kernel_size, spec.stride, act=spec.act)
+    out = g.conv(out, f"{name}.expand", hidden, spec.out_channels)
+    return g.activation(spec.act, _add_shortcut(g, x, out, name, spec), f"{name}.act")
+
+
+def _add_shortcut(g: Graph, x: str, branch: str, name: str, spec: BlockSpec) -> str:
+    """Add what the spec's shortcut makes of the block's input (ofa.block_spec.SHORTCUTS)."""
+    if spec.shortcut == "none":
+        return branch
+    if spec.shortcut != "identity" and spec.stride > 1:
+        missing = -spec.resolution % spec.stride  # pixels that the last window lacks
+        if spec.shortcut == "pool_conv_bn":  # it averages over those that are there
+            pads, count = [0, 0, missing, missing], 0
+        else:
+            pads, count = [(missing + 1) // 2] * 4, 1
+        square = {"kernel_shape": [spec.stride] * 2, "strides": [spec.stride] * 2}
+        x = g.node("AveragePool", [x], f"{name}.shortcut.pool", pads=pads, count_include_pad=count, **square)
+    if spec.shortcut in ("pool_conv", "pool_conv_bn"):
+        bias = spec.shortcut == "pool_conv_bn"
+        x = g.conv(x, f"{name}.shortcut.conv", spec.in_channels, spec.out_channels, bias=bias)
+    return g.node("Add", [branch, x], name)
+
+
+def _maxpool(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    window = {"kernel_shape": [spec.kernel_size] * 2, "strides": [spec.stride] * 2, "pads": [spec.kernel_size // 2] * 4}
+    return g.node("MaxPool", [x], name, **window)
 
 
 def _pool(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
@@ -107,7 +143,14 @@ def _linear(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     return g.activation(spec.act, g.node("Gemm", inputs, f"{name}.gemm", transB=1), f"{name}.act")
 
 
-EMITTERS = {"conv": _conv, "mbconv": _mbconv, "pool": _pool, "linear": _linear}
+EMITTERS = {
+    "conv": _conv,
+    "mbconv": _mbconv,
+    "bottleneck": _bottleneck,
+    "maxpool": _maxpool,
+    "pool": _pool,
+    "linear": _linear,
+}
 
 
 def emit(blocks: Mapping[str, BlockSpec], weights: Weights | None = None, *, metadata: Mapping[str, str] | None = None) -> bytes:

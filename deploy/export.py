@@ -26,12 +26,13 @@ from deploy.device import get_device
 from deploy.emit import IR_VERSION, OPSET, emit
 from deploy.runtimes import Session, open_session
 from ofa.artefacts import ArtefactError, read_json, sha256_of, write_bytes, write_json
+from ofa.block_spec import BlockSpec
 from ofa.blocks import ConvBN
 from ofa.errors import OfaError
 from ofa.run_dir import Run, host_facts, versions
-from ofa.space import ARCH_SCHEMA, ArchConfig, BlockSpec
+from ofa.space import ARCH_SCHEMA, ArchConfig
 from ofa.training.calibration import calibrate
-from ofa.training.loop import calibration_batches
+from ofa.training.data import calibration_batches
 
 MODEL_SCHEMA = "ofa.model/1"
 CANDIDATE_SCHEMA = "ofa.candidate/1"
@@ -136,6 +137,7 @@ def fold(net: nn.Module) -> dict[str, NDArray[np.float32]]:
     In float64, so that the only error left is the final rounding.
     """
     weights: dict[str, torch.Tensor] = {}
+    folded = {module.conv for module in net.modules() if isinstance(module, ConvBN)}
     for name, module in net.named_modules():
         if isinstance(module, ConvBN):
             norm = module.bn
@@ -143,8 +145,10 @@ def fold(net: nn.Module) -> dict[str, NDArray[np.float32]]:
             scale = norm.weight.double() / (var + norm.eps).sqrt()
             weights[f"{name}.weight"] = module.conv.weight.double() * scale.view(-1, 1, 1, 1)
             weights[f"{name}.bias"] = norm.bias.double() - mean * scale
-        elif isinstance(module, nn.Conv2d) and module.bias is not None:
-            weights[f"{name}.weight"], weights[f"{name}.bias"] = module.weight, module.bias
+        elif isinstance(module, nn.Conv2d) and module not in folded:
+            weights[f"{name}.weight"] = module.weight
+            if module.bias is not None:
+                weights[f"{name}.bias"] = module.bias
         elif isinstance(module, nn.Linear):
             block = name.removesuffix(".linear")
             weights[f"{block}.weight"] = module.weight

@@ -26,10 +26,11 @@ from deploy.timing import clock_of, visit
 from latency.cost import CountCost
 from latency.table import Calibration, FitError, LatencyTable, block_design
 from ofa.artefacts import append_jsonl, read_jsonl
+from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 from ofa.progress import progress, say
 from ofa.run_dir import Run, host_facts
-from ofa.space import BlockSpec, Population, SearchSpace
+from ofa.space import Population, SearchSpace
 
 NETWORK_RUNS = 3  # timed runs of a whole network in each round, after one that fills the caches
 ONE_SIDED_95 = 1.645

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.cost import MACS
 from ofa.artefacts import ArtefactError, is_positive, read_json, write_json
+from ofa.block_spec import BlockSpec
+from ofa.counts import block_macs
 from ofa.errors import OfaError
-from ofa.space import ArchConfig, BlockSpec, Population, SearchSpace
+from ofa.space import ArchConfig, Population, SearchSpace
 
 SCHEMA = "ofa.latency/1"
 
@@ -192,4 +193,4 @@ class LatencyTable:
 
 def block_design(blocks: Sequence[BlockSpec], alone_ms: Sequence[float]) -> NDArray[np.float64]:
     """Return what a calibration reads of every block: its time alone, one, its million MACs, (n, 3)."""
-    return np.array([(ms, 1.0, MACS[spec.kind](spec) / 1e6) for spec, ms in zip(blocks, alone_ms, strict=True)])
+    return np.array([(ms, 1.0, block_macs(spec) / 1e6) for spec, ms in zip(blocks, alone_ms, strict=True)])

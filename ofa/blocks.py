@@ -1,7 +1,10 @@
 """Static blocks: what a BlockSpec is in PyTorch.
 
 The supernet runs these very modules with slices of shared weights (elastic.py), so each kind has one forward. A new kind is
-an entry in KINDS here, in deploy/emit.py and in latency/cost.py.
+an entry in KINDS here, in ofa/counts.py and in deploy/emit.py.
+
+A block with a shortcut takes a second argument, `branch_scale` (n, 1, 1, 1): what its branch is multiplied with before the
+shortcut is added (drop-connect).
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ofa.mobilenet import make_divisible
-from ofa.space import BlockSpec
+from ofa.block_spec import BlockSpec
+from ofa.slots import se_channels
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish}
-
-
-def se_channels(hidden_channels: int) -> int:
-    """Squeezed width of squeeze-and-excitation (Howard et al. 2019, section 5.3: a quarter of the expanded width)."""
-    return make_divisible(hidden_channels // 4)
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "h_swish": nn.Hardswish,
+    "swish": nn.SiLU,
+}
 
 
 def activation(name: str) -> nn.Module:
@@ -34,6 +39,7 @@ class ConvBN(nn.Sequential):
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
+    act: nn.Module
 
     def __init__(
         self,
@@ -51,6 +57,13 @@ class ConvBN(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=bn_eps), act=activation(act)))
 
 
+class ResidualConvBN(ConvBN):
+    """A ConvBN added to its input, nothing after the addition (the stem of MIT's ResNet50-D)."""
+
+    def forward(self, x: Tensor, branch_scale: Tensor | None = None) -> Tensor:
+        return x + _scaled(self.act(self.bn(self.conv(x))), branch_scale)
+
+
 class SqueezeExcite(nn.Module):
     """Scale channels by a gate computed from their means (Hu et al. 2018), hard sigmoid as in MobileNetV3."""
 
@@ -64,6 +77,17 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)  # (n, c, 1, 1)
         return x * self.gate(self.expand(self.act(self.reduce(mean))))
+
+
+class PaddedAvgPool(nn.Module):
+    """Average pooling by a stride with zeros around a side that it does not divide; the zeros count (AttentiveNAS)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.stride, padding=(-x.shape[-1] % self.stride + 1) // 2)
 
 
 class MBConv(nn.Module):
@@ -81,15 +105,61 @@ class MBConv(nn.Module):
         self.depthwise = ConvBN(hidden, hidden, spec.kernel_size, spec.stride, spec.act, bn_eps, depthwise=True)
         self.se = SqueezeExcite(hidden) if spec.se else nn.Identity()
         self.project = ConvBN(hidden, spec.out_channels, 1, 1, "none", bn_eps)
-        self.residual = spec.residual
+        self.shortcut = _shortcut(spec, bn_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch_scale: Tensor | None = None) -> Tensor:
         out: Tensor = self.project(self.se(self.depthwise(self.expand(x))))
-        return x + out if self.residual else out
+        return out if self.shortcut is None else self.shortcut(x) + _scaled(out, branch_scale)
+
+
+class Bottleneck(nn.Module):
+    """Bottleneck residual block: reduce 1x1, 3x3 with the stride, expand 1x1, activation after the addition.
+
+    Source: He et al. 2016; the stride in the 3x3 convolution as in ResNet-B (He et al. 2019, arXiv 1812.01187, section 4.2).
+    """
+
+    def __init__(self, spec: BlockSpec, bn_eps: float) -> None:
+        super().__init__()
+        hidden = spec.hidden_channels
+        self.reduce = ConvBN(spec.in_channels, hidden, 1, 1, spec.act, bn_eps)
+        self.spatial = ConvBN(hidden, hidden, spec.kernel_size, spec.stride, spec.act, bn_eps)
+        self.expand = ConvBN(hidden, spec.out_channels, 1, 1, "none", bn_eps)
+        self.shortcut = _shortcut(spec, bn_eps)
+        self.act = activation(spec.act)
+
+    def forward(self, x: Tensor, branch_scale: Tensor | None = None) -> Tensor:
+        out: Tensor = self.expand(self.spatial(self.reduce(x)))
+        return self.act(out if self.shortcut is None else self.shortcut(x) + _scaled(out, branch_scale))
+
+
+def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    return branch if scale is None else branch * scale
+
+
+def _shortcut(spec: BlockSpec, bn_eps: float) -> nn.Module | None:
+    """What maps a block's input to what is added to its branch; ofa.block_spec.SHORTCUTS says what each does."""
+    if spec.shortcut == "none":
+        return None
+    if spec.shortcut == "identity":
+        return nn.Identity()
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if spec.stride > 1:
+        resnet_d = spec.shortcut == "pool_conv_bn"
+        layers["pool"] = nn.AvgPool2d(spec.stride, ceil_mode=True) if resnet_d else PaddedAvgPool(spec.stride)
+    if spec.shortcut == "pool_conv":
+        layers["conv"] = nn.Conv2d(spec.in_channels, spec.out_channels, 1, bias=False)
+    if spec.shortcut == "pool_conv_bn":
+        layers["conv"] = ConvBN(spec.in_channels, spec.out_channels, 1, 1, "none", bn_eps)
+    return nn.Sequential(layers)
 
 
 def _conv(spec: BlockSpec, bn_eps: float) -> nn.Module:
-    return ConvBN(spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.act, bn_eps)
+    kind = ResidualConvBN if spec.shortcut == "identity" else ConvBN
+    return kind(spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.act, bn_eps)
+
+
+def _maxpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
+    return nn.MaxPool2d(spec.kernel_size, spec.stride, spec.kernel_size // 2)
 
 
 def _pool(spec: BlockSpec, bn_eps: float) -> nn.Module:
@@ -101,7 +171,7 @@ def _linear(spec: BlockSpec, bn_eps: float) -> nn.Module:
     return nn.Sequential(OrderedDict(linear=linear, act=activation(spec.act)))
 
 
-KINDS = {"conv": _conv, "mbconv": MBConv, "pool": _pool, "linear": _linear}
+KINDS = {"conv": _conv, "mbconv": MBConv, "bottleneck": Bottleneck, "maxpool": _maxpool, "pool": _pool, "linear": _linear}
 
 
 def build_block(spec: BlockSpec, *, bn_eps: float = 1e-5, device: str = "cpu") -> nn.Module:
@@ -122,7 +192,7 @@ def init_weights(net: nn.Module) -> None:
     |---------------------------------|---------------------------------------------------------|
     | convolution                     | normal, variance 2 / (kernel area * out channels)       |
     | BatchNorm                       | weight 1, bias 0                                        |
-    | last BatchNorm of a residual    | weight 0: every block starts as the identity            |
+    | last BatchNorm of a residual    | weight 0: every branch starts as nothing                |
     | linear                          | normal 0.01 with a bias (classifier), else as a 1x1 conv |
 
     Source: He et al. 2015 (fan out, as in MIT's he_fout); Yu et al. 2020 (BigNAS), section 3.1 for the zero weights.
@@ -141,5 +211,8 @@ def init_weights(net: nn.Module) -> None:
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
     for module in net.modules():
-        if isinstance(module, MBConv) and module.residual:
+        # not ResidualConvBN: a ReLU follows its BatchNorm, through which zero would get no gradient
+        if isinstance(module, MBConv) and module.shortcut is not None:
             nn.init.zeros_(module.project.bn.weight)
+        elif isinstance(module, Bottleneck) and module.shortcut is not None:
+            nn.init.zeros_(module.expand.bn.weight)

@@ -1,8 +1,8 @@
-"""MobileNetV3-like spaces: a stem, one fixed block, stages of elastic inverted residual blocks, a head.
+"""MobileNet-like spaces: a stem, one fixed block, stages of elastic inverted residual blocks, a head.
 
 Every number of a network stands in its space's file; this module only says how the numbers become blocks. Elastic are the
 input resolution, the depth of a stage, and the kernel size and expand ratio of each block (Cai et al. 2020, section 3.2).
-Sources: Howard et al. 2019 (arXiv 1905.02244), Cai et al. 2020 (arXiv 1908.09791).
+Sources: Howard et al. 2019 (arXiv 1905.02244), Cai et al. 2019 (ProxylessNAS, 1812.00332), Cai et al. 2020 (1908.09791).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ofa.space import BlockSpec, Dimension, SearchSpace, Slot
+from ofa.block_spec import BlockSpec
+from ofa.slots import fixed, make_divisible, requires_depth, shrunk
+from ofa.space import Dimension, SearchSpace, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class MobileNetSpace(SearchSpace):
-    """A MobileNetV3-like space as numbers. Widths are channels, resolutions pixels."""
+    """A MobileNet-like space as numbers. Widths are channels, resolutions pixels."""
 
     name: str
     resolutions: tuple[int, ...]
@@ -39,10 +41,12 @@ class MobileNetSpace(SearchSpace):
     feature_width: int  # linear layer after pooling; 0 = none
     stem_act: str = "h_swish"
     first_act: str = "relu"
+    final_act: str = "h_swish"
     kernel_sizes: tuple[int, ...] = (3, 5, 7)
     expand_ratios: tuple[int, ...] = (3, 4, 6)
     num_classes: int = 1000
     bn_eps: float = 1e-5
+    kernel_transforms: bool = True
 
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -50,8 +54,7 @@ class MobileNetSpace(SearchSpace):
         for s, stage in enumerate(self.stages, 1):
             dimensions.append(Dimension(f"stage{s}.depth", stage.depths))
             for b in range(stage.depths[-1]):
-                deep_enough = next(i for i, depth in enumerate(stage.depths) if depth > b)
-                requires = (f"stage{s}.depth", deep_enough) if deep_enough else None
+                requires = requires_depth(f"stage{s}", stage.depths, b)
                 dimensions.append(Dimension(f"stage{s}.block{b}.kernel_size", self.kernel_sizes, requires))
                 dimensions.append(Dimension(f"stage{s}.block{b}.expand_ratio", self.expand_ratios, requires))
         return tuple(dimensions)
@@ -60,9 +63,20 @@ class MobileNetSpace(SearchSpace):
     def slots(self) -> tuple[Slot, ...]:
         stem, first = self.stem_width, self.first_width
         shrink = self.stem_stride
+        shortcut = "identity" if stem == first else "none"
         slots = [
-            _fixed("stem", "conv", 3, stem, 1, kernel_size=3, stride=self.stem_stride, act=self.stem_act),
-            _fixed("first", "mbconv", stem, first, shrink, kernel_size=3, hidden_channels=stem, act=self.first_act),
+            fixed("stem", "conv", 3, stem, 1, kernel_size=3, stride=self.stem_stride, act=self.stem_act),
+            fixed(
+                "first",
+                "mbconv",
+                stem,
+                first,
+                shrink,
+                kernel_size=3,
+                hidden_channels=stem,
+                act=self.first_act,
+                shortcut=shortcut,
+            ),
         ]
         width = first
         for s, stage in enumerate(self.stages, 1):
@@ -70,38 +84,16 @@ class MobileNetSpace(SearchSpace):
                 stride = stage.stride if b == 0 else 1
                 names = (f"stage{s}.depth", f"stage{s}.block{b}.kernel_size", f"stage{s}.block{b}.expand_ratio")
                 choose = _choose_mbconv(b, width, stage, stride, shrink)
-                slots.append(Slot(f"stage{s}_block{b}", ("resolution", *names), choose))
+                slots.append(Slot(f"stage{s}_block{b}", ("resolution", *names), choose, stage=s))
                 width, shrink = stage.width, shrink * stride
-        slots.append(_fixed("final", "conv", width, self.final_width, shrink, act="h_swish"))
-        slots.append(_fixed("pool", "pool", self.final_width, self.final_width, shrink))
+        slots.append(fixed("final", "conv", width, self.final_width, shrink, act=self.final_act))
+        slots.append(fixed("pool", "pool", self.final_width, self.final_width, shrink))
         width = self.final_width
         if self.feature_width:
-            slots.append(_fixed("feature", "linear", width, self.feature_width, None, act="h_swish"))
+            slots.append(fixed("feature", "linear", width, self.feature_width, None, act=self.final_act))
             width = self.feature_width
-        slots.append(_fixed("classifier", "linear", width, self.num_classes, None, bias=True))
+        slots.append(fixed("classifier", "linear", width, self.num_classes, None, bias=True))
         return tuple(slots)
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round to the nearest multiple of `divisor`, one higher if that would lose more than a tenth (the MobileNet rule)."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-def _shrunk(resolution: int, factor: int) -> int:
-    """Resolution after strides with the product `factor`: "same" padding rounds up at each, which equals rounding up once."""
-    return -(-resolution // factor)
-
-
-def _fixed(name: str, kind: str, in_channels: int, out_channels: int, shrink: int | None, **fields: object) -> Slot:
-    """A slot whose block depends on the resolution only (shrink = None: on nothing, after pooling)."""
-    if shrink is None:
-        return Slot(name, (), lambda: BlockSpec(kind, in_channels, out_channels, 1, **fields))  # type: ignore[arg-type]
-    return Slot(
-        name,
-        ("resolution",),
-        lambda resolution: BlockSpec(kind, in_channels, out_channels, _shrunk(resolution, shrink), **fields),  # type: ignore[arg-type]
-    )
 
 
 def _choose_mbconv(index: int, width: int, stage: Stage, stride: int, shrink: int) -> Callable[..., BlockSpec | None]:
@@ -112,12 +104,13 @@ def _choose_mbconv(index: int, width: int, stage: Stage, stride: int, shrink: in
             "mbconv",
             width,
             stage.width,
-            _shrunk(resolution, shrink),
+            shrunk(resolution, shrink),
             kernel_size=kernel_size,
             stride=stride,
             hidden_channels=make_divisible(round(width * expand_ratio)),
             act=stage.act,
             se=stage.se,
+            shortcut="identity" if stride == 1 and width == stage.width else "none",
         )
 
     return choose

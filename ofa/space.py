@@ -1,4 +1,4 @@
-"""What can be chosen: dimensions, architectures, and the blocks that a choice stands for.
+"""What can be chosen: dimensions, architectures, and the slots that turn a choice into blocks.
 
 An architecture is a point in a product of finite choices; a population is an integer matrix of option indices
 (n, dimensions), so that sampling, mutation, cost and prediction are array arithmetic. This module needs no torch.
@@ -10,13 +10,14 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 
 Value = int | float | str
@@ -54,63 +55,6 @@ class ArchConfig:
     values: tuple[Value, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockSpec:
-    """Everything that fixes a block's weights' shape and its cost: the key of a latency table."""
-
-    kind: str  # an entry of ofa.blocks.KINDS
-    in_channels: int
-    out_channels: int
-    resolution: int  # height and width of the input, pixels
-    kernel_size: int = 1
-    stride: int = 1
-    hidden_channels: int = 0  # expanded width of an mbconv
-    act: str = "none"
-    se: bool = False
-    bias: bool = False
-
-    @property
-    def out_resolution(self) -> int:
-        """Height and width of the output, pixels, with "same" padding."""
-        return 1 if self.kind in ("pool", "linear") else (self.resolution - 1) // self.stride + 1
-
-    @property
-    def residual(self) -> bool:
-        """Whether the input is added to the output (Sandler et al. 2018, section 3.3)."""
-        return self.kind == "mbconv" and self.stride == 1 and self.in_channels == self.out_channels
-
-    def __str__(self) -> str:
-        parts = [self.kind, f"{self.in_channels}->{self.out_channels}"]
-        if self.hidden_channels:
-            parts.append(f"hidden {self.hidden_channels}")
-        if self.kind not in ("pool", "linear"):
-            parts.append(f"k{self.kernel_size} s{self.stride}")
-        parts += [flag for flag in (self.act if self.act != "none" else "", "se" if self.se else "") if flag]
-        return " ".join([*parts, f"r{self.resolution}"])
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: object) -> BlockSpec:
-        """Read a spec back from JSON.
-
-        Raises:
-            OfaError: if a field is missing, unknown or of the wrong type.
-        """
-        if not isinstance(value, dict):
-            raise OfaError(f"block {value!r}: expected an object with the fields of a BlockSpec")
-        types = {"kind": str, "act": str, "se": bool, "bias": bool}
-        names = {field.name for field in fields(cls)}
-        for name, item in value.items():
-            if name not in names or type(item) is not types.get(name, int):
-                raise OfaError(f"block {value!r}: field {name!r} = {item!r} is not one of a BlockSpec's ({sorted(names)})")
-        try:
-            return cls(**value)
-        except TypeError as error:
-            raise OfaError(f"block {value!r}: {error}") from None
-
-
 @dataclass(frozen=True)
 class Slot:
     """A place in the network and the dimensions that decide which block stands there."""
@@ -118,6 +62,7 @@ class Slot:
     name: str
     depends_on: tuple[str, ...]
     choose: Callable[..., BlockSpec | None]  # values of `depends_on` -> block, or None for no block
+    stage: int = 0  # 1, 2, ... for the blocks of elastic stages, 0 for stem and head
 
 
 class SearchSpace(ABC):
@@ -130,6 +75,7 @@ class SearchSpace(ABC):
     name: str
     num_classes: int
     bn_eps: float = 1e-5
+    kernel_transforms: bool = True  # a smaller depthwise kernel is a learned function of the larger one, or else just its centre
 
     @property
     @abstractmethod
@@ -352,7 +298,8 @@ class RestrictedSpace(SearchSpace):
 
     def __init__(self, space: SearchSpace, arch: ArchConfig) -> None:
         space.check(arch)
-        self.name, self.num_classes, self.bn_eps = space.name, space.num_classes, space.bn_eps
+        self.name, self.num_classes = space.name, space.num_classes
+        self.bn_eps, self.kernel_transforms = space.bn_eps, space.kernel_transforms
         used = space.blocks(arch)
         self._slots = tuple(slot for slot in space.slots if slot.name in used)
         self._dimensions = tuple(Dimension(d.name, (v,)) for d, v in zip(space.dimensions, arch.values, strict=True))

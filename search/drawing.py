@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from ofa.space import BlockSpec
+from ofa.block_spec import BlockSpec
 from search.plots import element, shorten
 
 CELL = 56  # px from one block to the next
@@ -51,7 +51,7 @@ def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int) -> Markup:
 
 
 def _block(name: str, spec: BlockSpec, left: float, channels: int) -> Markup:
-    kernel = spec.kernel_size if spec.kind in ("conv", "mbconv") else 0
+    kernel = spec.kernel_size if spec.kind in ("conv", "mbconv", "bottleneck") else 0
     centre, width = left + CELL / 2, 10 + 4 * kernel
     style = f"k{kernel}" if kernel in (3, 5, 7) else "k0"
 

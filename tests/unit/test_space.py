@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 from ofa.mobilenet import MobileNetSpace, Stage
-from ofa.space import ArchConfig, BlockSpec, Dimension, InvalidArchError
+from ofa.space import ArchConfig, Dimension, InvalidArchError
 
 SMALL = MobileNetSpace(
     name="small",

@@ -1,0 +1,117 @@
+"""Multiply-adds and parameters of blocks and of whole populations: closed formulas, a dict from block kind to function.
+
+A fused multiply-add counts once; biases, BatchNorm, pooling and activations count as no multiply-adds. BatchNorm's running
+statistics are no parameters. Tests compare the formulas with torch's own counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.block_spec import BlockSpec
+from ofa.slots import se_channels
+from ofa.space import Population, SearchSpace
+
+Count = Callable[[BlockSpec], int]
+
+
+def block_macs(spec: BlockSpec) -> int:
+    """Return the multiply-adds of a block's convolutions and linear layers for one image."""
+    return MACS[spec.kind](spec) + _shortcut_macs(spec)
+
+
+def block_params(spec: BlockSpec) -> int:
+    """Return the number of a block's parameters."""
+    return PARAMS[spec.kind](spec) + _shortcut_params(spec)
+
+
+def macs(space: SearchSpace, population: Population) -> NDArray[np.int64]:
+    """Return the multiply-adds of every architecture for one image, (n,)."""
+    return _values(space, block_macs)[space.block_ids(population)].sum(1)
+
+
+def params(space: SearchSpace, population: Population) -> NDArray[np.int64]:
+    """Return the number of parameters of every extracted architecture, (n,)."""
+    return _values(space, block_params)[space.block_ids(population)].sum(1)
+
+
+@lru_cache(maxsize=16)  # training rules ask at every step
+def _values(space: SearchSpace, count: Count) -> NDArray[np.int64]:
+    """Count every block of a space; one more entry, zero, at the end: index -1 stands for no block."""
+    return np.array([count(spec) for spec in space.all_blocks] + [0], dtype=np.int64)
+
+
+def _conv_macs(s: BlockSpec) -> int:
+    return s.in_channels * s.out_channels * s.kernel_size**2 * s.out_resolution**2
+
+
+def _mbconv_macs(s: BlockSpec) -> int:
+    hidden, pixels_in, pixels_out = s.hidden_channels, s.resolution**2, s.out_resolution**2
+    expand = s.in_channels * hidden * pixels_in if hidden != s.in_channels else 0
+    squeeze = 2 * hidden * se_channels(hidden) if s.se else 0
+    return expand + hidden * s.kernel_size**2 * pixels_out + squeeze + hidden * s.out_channels * pixels_out
+
+
+def _bottleneck_macs(s: BlockSpec) -> int:
+    hidden, pixels_in, pixels_out = s.hidden_channels, s.resolution**2, s.out_resolution**2
+    return s.in_channels * hidden * pixels_in + hidden * (hidden * s.kernel_size**2 + s.out_channels) * pixels_out
+
+
+def _linear_macs(s: BlockSpec) -> int:
+    return s.in_channels * s.out_channels
+
+
+def _shortcut_macs(s: BlockSpec) -> int:
+    return s.in_channels * s.out_channels * s.out_resolution**2 if s.shortcut in ("pool_conv", "pool_conv_bn") else 0
+
+
+def _conv_params(s: BlockSpec) -> int:
+    return s.in_channels * s.out_channels * s.kernel_size**2 + 2 * s.out_channels  # BatchNorm: weight and bias
+
+
+def _mbconv_params(s: BlockSpec) -> int:
+    hidden = s.hidden_channels
+    expand = s.in_channels * hidden + 2 * hidden if hidden != s.in_channels else 0
+    squeeze = 2 * hidden * se_channels(hidden) + hidden + se_channels(hidden) if s.se else 0
+    depthwise = hidden * s.kernel_size**2 + 2 * hidden
+    return expand + depthwise + squeeze + hidden * s.out_channels + 2 * s.out_channels
+
+
+def _bottleneck_params(s: BlockSpec) -> int:
+    hidden = s.hidden_channels
+    return hidden * (s.in_channels + hidden * s.kernel_size**2 + s.out_channels) + 2 * (2 * hidden + s.out_channels)
+
+
+def _linear_params(s: BlockSpec) -> int:
+    return s.in_channels * s.out_channels + (s.out_channels if s.bias else 0)
+
+
+def _shortcut_params(s: BlockSpec) -> int:
+    weights = s.in_channels * s.out_channels
+    return {"pool_conv": weights, "pool_conv_bn": weights + 2 * s.out_channels}.get(s.shortcut, 0)
+
+
+def _nothing(s: BlockSpec) -> int:
+    return 0
+
+
+MACS: dict[str, Count] = {
+    "conv": _conv_macs,
+    "mbconv": _mbconv_macs,
+    "bottleneck": _bottleneck_macs,
+    "maxpool": _nothing,
+    "pool": _nothing,
+    "linear": _linear_macs,
+}
+PARAMS: dict[str, Count] = {
+    "conv": _conv_params,
+    "mbconv": _mbconv_params,
+    "bottleneck": _bottleneck_params,
+    "maxpool": _nothing,
+    "pool": _nothing,
+    "linear": _linear_params,
+}

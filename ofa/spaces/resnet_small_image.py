@@ -1,0 +1,19 @@
+"""ResNet-D-like supernet for images of about 32 px (CIFAR and the like)."""
+
+from ofa.resnet import ResNetSpace, Stage
+
+SPACE = ResNetSpace(
+    name="resnet_small_image",
+    resolutions=(20, 24, 28, 32),
+    stem_mid_widths=(8, 16),
+    stem_out_widths=(16, 24),
+    stem_stride=1,
+    max_pool=False,
+    stages=(
+        Stage((32, 48), depths=(1, 2, 3), stride=1),
+        Stage((64, 96), depths=(1, 2, 3), stride=2),
+        Stage((128, 192), depths=(2, 3, 4), stride=2),
+    ),
+    expand_ratios=(0.25, 0.35, 0.5),
+    num_classes=10,
+)
