@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from ofa.cli_support import command, print_json
+from ofa.training.config import TrainConfig
+
+DEFAULTS = TrainConfig()
+IMAGES, OPTIMISATION, LEARNING, MACHINE = "Images", "Optimisation", "What subnets learn from", "Machine and files"
 
 
 class Resume(str, Enum):
@@ -28,60 +34,164 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/x.")],
-    recipe: Annotated[str, typer.Option(help="Training rule: sandwich.")] = "sandwich",
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of SGD; cosine to zero after a short warm-up.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of convolutions and linear layers.")] = 1e-4,
-    label_smoothing: Annotated[float, typer.Option(help="Label smoothing of the largest network.")] = 0.1,
-    clip_norm: Annotated[float, typer.Option(help="Largest gradient norm of a step; 0 = no clipping.")] = 5.0,
-    validation_fraction: Annotated[float, typer.Option(help="Share of the training images held out for search.")] = 0.1,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out.")
-    ] = False,
+    recipe: Annotated[str, typer.Option(help="sandwich, progressive (OFA), single_path (SPOS) or attentive (AttentiveNAS).")] = (
+        DEFAULTS.recipe
+    ),
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = DEFAULTS.epochs,
+    batch_size: Annotated[int, typer.Option(help="Images a step, over all processes.")] = DEFAULTS.batch_size,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = DEFAULTS.seed,
+    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
     arch: Annotated[
         Path | None, typer.Option(help="arch.json of one network to train alone: the baseline for what it inherits.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Run whose weights to start from, of the same space.")] = None,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Run directory or ONNX file to learn from, instead of the largest network.")
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the training images held out for search.", rich_help_panel=IMAGES)
+    ] = 0.1,
+    flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.", rich_help_panel=IMAGES
+        ),
+    ] = None,
+    crop_scale: Annotated[
+        float,
+        typer.Option(help="Least share of the area in a random crop; 1: shifts by up to an eighth.", rich_help_panel=IMAGES),
+    ] = DEFAULTS.crop_scale,
+    mixup: Annotated[float, typer.Option(help="Mixup's Beta parameter; 0 = off.", rich_help_panel=IMAGES)] = DEFAULTS.mixup,
+    cutmix: Annotated[float, typer.Option(help="CutMix's Beta parameter; 0 = off.", rich_help_panel=IMAGES)] = DEFAULTS.cutmix,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out.", rich_help_panel=IMAGES),
+    ] = False,
+    optimizer: Annotated[
+        str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw.", rich_help_panel=OPTIMISATION)
+    ] = DEFAULTS.optimizer,
+    schedule: Annotated[
+        str, typer.Option(help="Fall of the learning rate: cosine, exponential or linear.", rich_help_panel=OPTIMISATION)
+    ] = DEFAULTS.schedule,
+    lr_floor: Annotated[
+        float,
+        typer.Option(help="Share of the peak that the rate never falls below (BigNAS: 0.05).", rich_help_panel=OPTIMISATION),
+    ] = DEFAULTS.lr_floor,
+    warmup: Annotated[
+        float, typer.Option(help="Share of the steps over which the rate rises.", rich_help_panel=OPTIMISATION)
+    ] = DEFAULTS.warmup,
+    weight_decay: Annotated[
+        float, typer.Option(help="Weight decay of convolutions and linear layers.", rich_help_panel=OPTIMISATION)
+    ] = DEFAULTS.weight_decay,
+    clip_norm: Annotated[
+        float, typer.Option(help="Largest gradient norm of a step; 0 = no clipping.", rich_help_panel=OPTIMISATION)
+    ] = DEFAULTS.clip_norm,
+    ema_decay: Annotated[
+        float, typer.Option(help="Use a moving average of the weights with this decay; 0 = off.", rich_help_panel=OPTIMISATION)
+    ] = DEFAULTS.ema_decay,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto: the faster of them.", rich_help_panel=OPTIMISATION)
+    ] = DEFAULTS.precision,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Label smoothing (sandwich: of the largest network).", rich_help_panel=LEARNING)
+    ] = DEFAULTS.label_smoothing,
+    dropout: Annotated[
+        float, typer.Option(help="Dropout before the classifier (likewise).", rich_help_panel=LEARNING)
+    ] = DEFAULTS.dropout,
+    drop_connect: Annotated[
+        float, typer.Option(help="Drop whole residual branches of the last two stages (likewise).", rich_help_panel=LEARNING)
+    ] = DEFAULTS.drop_connect,
+    distillation: Annotated[
+        str,
+        typer.Option(help="How subnets learn from a teacher: soft_ce, kl, alpha (AlphaNet) or none.", rich_help_panel=LEARNING),
+    ] = DEFAULTS.distillation,
+    temperature: Annotated[float, typer.Option(help="Of the distillation.", rich_help_panel=LEARNING)] = DEFAULTS.temperature,
+    kd_ratio: Annotated[
+        float, typer.Option(help="Weight of an external teacher's loss beside the labels'.", rich_help_panel=LEARNING)
+    ] = DEFAULTS.kd_ratio,
+    num_random: Annotated[
+        int, typer.Option(help="Sandwich, attentive: random subnets a step.", rich_help_panel=LEARNING)
+    ] = DEFAULTS.num_random,
+    num_candidates: Annotated[
+        int, typer.Option(help="Attentive: subnets of about equal MACs to choose one from.", rich_help_panel=LEARNING)
+    ] = DEFAULTS.num_candidates,
+    prefer: Annotated[
+        str, typer.Option(help="Attentive: train the best (BestUp) or the worst (WorstUp) of them.", rich_help_panel=LEARNING)
+    ] = DEFAULTS.prefer,
+    skip_teacher: Annotated[
+        bool,
+        typer.Option("--skip-teacher", help="Progressive: --init holds a trained largest network.", rich_help_panel=LEARNING),
+    ] = DEFAULTS.skip_teacher,
+    keep: Annotated[int, typer.Option(help="Newest checkpoints to keep; the best stays besides.", rich_help_panel=MACHINE)] = 2,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...", rich_help_panel=MACHINE)] = "auto",
+    sync_batchnorm: Annotated[
+        bool,
+        typer.Option("--sync-batchnorm", help="BatchNorm over the images of all processes.", rich_help_panel=MACHINE),
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.", rich_help_panel=MACHINE)
+    ] = False,
 ) -> Path | None:
     """Train a supernet on images: once, for all devices.
 
     Example: ofa train --space mbv3_small_image --data cifar10 --out runs/cifar10 --epochs 12
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 --no-python ofa train ...
     """
+    arguments = dict(locals())
+
     from ofa.artefacts import read_json
     from ofa.space import ARCH_SCHEMA
     from ofa.spaces import get_space
-    from ofa.training.loop import TrainConfig, train_supernet
+    from ofa.training.loop import train_supernet
 
-    config = TrainConfig(
-        recipe=recipe,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        clip_norm=clip_norm,
-        seed=seed,
-    )
     only = None if arch is None else get_space(space).from_json(read_json(arch, schema=ARCH_SCHEMA))
     run = train_supernet(
         space,
         data,
         out,
-        config=config,
+        config=TrainConfig(**{field.name: arguments[field.name] for field in fields(TrainConfig)}),
         resume=resume is Resume.auto,
         arch=only,
         init=init,
+        teacher=teacher,
         validation_fraction=validation_fraction,
         flip=flip,
         strict=strict,
+        keep=keep,
+        sync_batchnorm=sync_batchnorm,
+        tensorboard=tensorboard,
+        device=device,
     )
-    return run.path
+    return run.path if int(os.environ.get("RANK", 0)) == 0 else None
+
+
+@command
+def specialize(
+    run: Annotated[Path, typer.Argument(help="Run directory of the supernet.")],
+    arch: Annotated[Path, typer.Option(help="arch.json of the subnet, or a search's best/ folder.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 5,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.02,
+    distill: Annotated[
+        bool, typer.Option("--distill/--no-distill", help="Learn from the supernet's largest network besides the labels.")
+    ] = True,
+    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
+) -> Path | None:
+    """Fine-tune one subnet, starting from the weights that it inherits.
+
+    Example: ofa specialize runs/x --arch runs/x/search/best --out runs/x-special --epochs 5
+    """
+    from ofa.artefacts import read_json
+    from ofa.run_dir import Run
+    from ofa.space import ARCH_SCHEMA
+    from ofa.training.specialize import specialize as fine_tune
+
+    trained = Run(run)
+    path = arch / "arch.json" if arch.is_dir() else arch
+    chosen = trained.space.from_json(read_json(path, schema=ARCH_SCHEMA))
+    return fine_tune(trained, chosen, out, epochs=epochs, lr=lr, distill=distill, resume=resume is Resume.auto).path
 
 
 @command

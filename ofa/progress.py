@@ -1,7 +1,8 @@
-"""Progress of long work on stderr: a live bar on a terminal, a line every half minute in a log file."""
+"""Progress of long work on stderr: a live bar on a terminal, a line every half minute in a log file; and how to stop it."""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,3 +60,27 @@ def _logger(description: str, total: int, done: int) -> Advance:
             say(f"{description} {done + count}/{total}, {left / 60:.1f} min left  {latest}")
 
     return advance
+
+
+@contextmanager
+def stop_after_step() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop between steps; a second one interrupts at once."""
+    asked = False
+
+    def ask(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        say("stopping after this step (once more: stop at once)")
+
+    try:
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are not ours to handle
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

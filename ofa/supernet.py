@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,12 +35,15 @@ class Noise:
 class Supernet(nn.Module):
     """Shared weights of a search space (Cai et al. 2020). There is no active subnet: the architecture is an argument."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, *, device: str = "cpu") -> None:
+        """Initialise fresh weights; on device "meta" there are shapes but no memory."""
         super().__init__()
         self.space = space
         self.layers = nn.ModuleDict(
             {
-                slot.name: ElasticBlock(space.slot_blocks(slot), bn_eps=space.bn_eps, kernel_transforms=space.kernel_transforms)
+                slot.name: ElasticBlock(
+                    space.slot_blocks(slot), bn_eps=space.bn_eps, kernel_transforms=space.kernel_transforms, device=device
+                )
                 for slot in space.slots
             }
         )
@@ -80,15 +83,23 @@ class Supernet(nn.Module):
         self._adapt = change
         self._adapted.clear()
 
-    def inherit(self, other: Supernet) -> None:
-        """Take over, as the weights of this supernet's largest network, what the same network is in another supernet.
+    def inherit(self, other: Supernet, *, fresh: Collection[str] = ()) -> None:
+        """Take over the weights of a supernet of the same space or, if this one holds one network, that network's.
 
+        Args:
+            fresh: names of layers to leave as they are.
         Raises:
             InvalidArchError: if the other supernet has no such network.
         """
-        net = other.extract(self.space.largest)
-        for name, block in net.named_children():
-            self._layer(name).largest.load_state_dict(block.state_dict())
+        if other.space.dimensions == self.space.dimensions:
+            sources = dict(other.layers.items())
+            targets = dict(self.layers.items())
+        else:
+            sources = dict(other.extract(self.space.largest).named_children())
+            targets = {name: self._layer(name).largest for name in self.layers}
+        for name, target in targets.items():
+            if name not in fresh:
+                target.load_state_dict(sources[name].state_dict())
 
     def extract(self, arch: ArchConfig) -> nn.Sequential:
         """Return a static network with copies of the weights that `forward` would use, in eval mode.

@@ -20,8 +20,7 @@ from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate, top1
-from ofa.training.data import Images
-from ofa.training.loop import calibration_batches
+from ofa.training.data import Images, calibration_batches
 
 CALIBRATION_IMAGES = 1_000
 MAX_VALIDATION_IMAGES = 5_000

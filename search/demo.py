@@ -11,7 +11,8 @@ from deploy.verify import Verification, verify_model
 from latency.profile import profile_device
 from latency.table import LatencyTable
 from ofa.progress import say
-from ofa.training.loop import TrainConfig, train_supernet
+from ofa.training.config import TrainConfig
+from ofa.training.loop import train_supernet
 from search.report import write_report
 from search.run import SearchConfig, search_run
 

@@ -17,7 +17,8 @@ def trained(tmp_path_factory):
     """A run of the tiny space: two epochs on digits, profiled, searched, exported. Tests must not change it."""
     from deploy.export import export_subnet
     from latency.profile import ProfileConfig, profile_device
-    from ofa.training.loop import TrainConfig, train_supernet
+    from ofa.training.config import TrainConfig
+    from ofa.training.loop import train_supernet
     from search.run import SearchConfig, search_run
 
     out = tmp_path_factory.mktemp("run") / "digits"

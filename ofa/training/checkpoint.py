@@ -1,6 +1,12 @@
 """Checkpoints: safetensors and JSON in a directory that appears whole or not at all.
 
-What a step does is a function of (weights, optimiser state, seed, step), so these four are all there is to keep.
+What a step does is a function of (weights, optimiser state, what the rule has observed, seed, step). The batch, its order and
+augmentation, the subnets, the dropout masks and the learning rate are all drawn or computed from (seed, step), so no generator's
+state has to be kept.
+
+step_NNNNNN/model.safetensors      the weights to use: the moving averages, where training keeps them
+            training.safetensors   optimiser, rule, and the weights themselves where those above are averages
+            state.json             step, score, SHA-256 of both
 """
 
 from __future__ import annotations
@@ -9,17 +15,19 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ofa.artefacts import ArtefactError, read_json, sha256_of, sync_directory, write_bytes, write_json
 
-SCHEMA = "ofa.checkpoint/1"
+SCHEMA = "ofa.checkpoint/2"
+MODEL, TRAINING = "model.safetensors", "training.safetensors"
 KEEP = 2  # the newest, and the one before it should the newest be damaged
 
 
@@ -30,20 +38,48 @@ class Checkpoint:
     path: Path
     step: int
 
+    def state(self) -> dict[str, Any]:
+        """Read state.json.
 
-def save_checkpoint(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Checkpoint:
-    """Write step_NNNNNN/ with model.safetensors, optimizer.safetensors and state.json; drop all but the newest two."""
+        Raises:
+            ArtefactError: if it is missing or damaged.
+        """
+        state = read_json(self.path / "state.json", schema=SCHEMA)
+        if state.get("step") != self.step:
+            raise ArtefactError(f"{self.path}: state.json says step {state.get('step')!r}; it is damaged")
+        return state
+
+
+def save_checkpoint(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    step: int,
+    *,
+    training: Mapping[str, Tensor] | None = None,
+    score: float | None = None,
+    extra: Mapping[str, Any] | None = None,
+    keep: int = KEEP,
+) -> Checkpoint:
+    """Write step_NNNNNN/; drop all but the newest `keep` and the best.
+
+    Args:
+        training: whatever else training needs to go on.
+        score: the larger the better; None = not measured at this step.
+        extra: further facts for state.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{step:06d}"
     temporary = folder / f".{target.name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        files = {"model.safetensors": net.state_dict(), "optimizer.safetensors": _optimizer_tensors(net, optimizer)}
+        files = {MODEL: weights, TRAINING: training or {}}
         for name, tensors in files.items():
-            write_bytes(temporary / name, save({key: value.contiguous() for key, value in tensors.items()}))
+            write_bytes(temporary / name, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
         digests = {name: sha256_of(temporary / name) for name in files}
-        write_json(temporary / "state.json", {"schema": SCHEMA, "step": step, "sha256": digests})
+        write_json(
+            temporary / "state.json", {"schema": SCHEMA, "step": step, "score": score, "sha256": digests, **dict(extra or {})}
+        )
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
@@ -52,9 +88,13 @@ def save_checkpoint(folder: Path, net: nn.Module, optimizer: torch.optim.Optimiz
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary)
         raise
-    for old in list_checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old.path, ignore_errors=True)
+    _drop_old(folder, keep)
     return Checkpoint(target, step)
+
+
+def save_weights(folder: Path, net: nn.Module, step: int = 0) -> Checkpoint:
+    """Write a checkpoint that holds weights and nothing to go on training with."""
+    return save_checkpoint(folder, net.state_dict(), step)
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -63,31 +103,53 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted((Checkpoint(path, int(path.name[5:])) for path in found), key=lambda c: c.step)
 
 
-def load_checkpoint(checkpoint: Checkpoint, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Load weights (and optimiser state) in place and return the step.
+def best_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint with the highest score, the newest of equals; None if none has a score."""
+    scored = []
+    for checkpoint in list_checkpoints(folder):
+        with contextlib.suppress(ArtefactError):
+            score = checkpoint.state().get("score")
+            if isinstance(score, int | float):
+                scored.append((score, checkpoint.step, checkpoint))
+    return max(scored)[2] if scored else None
+
+
+def load_weights(checkpoint: Checkpoint, net: nn.Module) -> None:
+    """Load the weights to use, in place.
 
     Raises:
         ArtefactError: if a file is missing, damaged (its SHA-256 differs) or of another network.
     """
-    state = read_json(checkpoint.path / "state.json", schema=SCHEMA)
-    if state.get("step") != checkpoint.step:
-        raise ArtefactError(f"{checkpoint.path}: state.json says step {state.get('step')!r}; it is damaged")
-    model = _read_tensors(checkpoint.path / "model.safetensors", state)
+    copy_weights(net, _read_tensors(checkpoint.path / MODEL, checkpoint.state()), str(checkpoint.path))
+
+
+def copy_weights(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy named tensors into a network that has just these.
+
+    Raises:
+        ArtefactError: naming the source and the first tensor that does not fit.
+    """
     fits = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in model.items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
     if fits != found:
         odd = sorted(name for name in fits.keys() | found.keys() if fits.get(name) != found.get(name))[0]
         raise ArtefactError(
-            f"{checkpoint.path}: weights are of another network: {odd} has shape {found.get(odd)}, expected {fits.get(odd)}"
+            f"{source}: weights are of another network: {odd} has shape {found.get(odd)}, expected {fits.get(odd)}"
         )
-    net.load_state_dict(model)
-    if optimizer is not None:
-        _load_optimizer(net, optimizer, _read_tensors(checkpoint.path / "optimizer.safetensors", state))
-    return checkpoint.step
+    net.load_state_dict(dict(weights))
 
 
-def load_latest(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Load the newest checkpoint and return its step.
+def load_training(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the `training` tensors of a checkpoint.
+
+    Raises:
+        ArtefactError: if the file is missing or damaged.
+    """
+    return _read_tensors(checkpoint.path / TRAINING, checkpoint.state())
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint:
+    """Return the newest checkpoint after checking its digests.
 
     Raises:
         ArtefactError: if there is none, or if it is damaged; the message names the newest good one.
@@ -96,26 +158,49 @@ def load_latest(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer |
     if not checkpoints:
         raise ArtefactError(f"{folder}: no checkpoint inside; train first (ofa train)")
     try:
-        return load_checkpoint(checkpoints[-1], net, optimizer)
+        _check(checkpoints[-1])
     except ArtefactError as error:
         good = [c.path.name for c in checkpoints[:-1] if _is_intact(c)]
         advice = (
             f"{good[-1]} is good: remove {checkpoints[-1].path.name} to go on from it" if good else "no other checkpoint is good"
         )
         raise ArtefactError(f"{error}; {advice}") from None
+    return checkpoints[-1]
+
+
+def load_latest(folder: Path, net: nn.Module) -> int:
+    """Load the newest checkpoint's weights and return its step.
+
+    Raises:
+        ArtefactError: see `newest_checkpoint` and `load_weights`.
+    """
+    checkpoint = newest_checkpoint(folder)
+    load_weights(checkpoint, net)
+    return checkpoint.step
+
+
+def _drop_old(folder: Path, keep: int) -> None:
+    best = best_checkpoint(folder)
+    for old in list_checkpoints(folder)[: -max(1, keep)]:
+        if old != best:
+            shutil.rmtree(old.path, ignore_errors=True)
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    state = checkpoint.state()
+    for name in (MODEL, TRAINING):
+        _read_tensors(checkpoint.path / name, state)
 
 
 def _is_intact(checkpoint: Checkpoint) -> bool:
     try:
-        state = read_json(checkpoint.path / "state.json", schema=SCHEMA)
-        for name in ("model.safetensors", "optimizer.safetensors"):
-            _read_tensors(checkpoint.path / name, state)
+        _check(checkpoint)
     except ArtefactError:
         return False
     return True
 
 
-def _read_tensors(path: Path, state: dict[str, object]) -> dict[str, Tensor]:
+def _read_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     digests = state.get("sha256")
     expected = digests.get(path.name) if isinstance(digests, dict) else None
     try:
@@ -128,22 +213,3 @@ def _read_tensors(path: Path, state: dict[str, object]) -> dict[str, Tensor]:
         return load(content)
     except (SafetensorError, ValueError, json.JSONDecodeError) as error:
         raise ArtefactError(f"{path}: not a safetensors file ({error})") from None
-
-
-def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten the state to "<parameter name>|<key>"; a value that is None is left out."""
-    return {
-        f"{name}|{key}": torch.as_tensor(value)
-        for name, parameter in net.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
-
-
-def _load_optimizer(net: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(net.named_parameters())
-    for flat, value in tensors.items():
-        name, _, key = flat.rpartition("|")
-        state = optimizer.state[parameters[name]]
-        # a layout other than the parameter's would change the order of the optimiser's sums
-        state[key] = torch.empty_like(parameters[name]).copy_(value) if value.shape == parameters[name].shape else value

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ofa.training.augment import augment, blend, draw
+from ofa.training.config import TrainConfig
 from ofa.training.image_files import DataError, read_image_folder
 
 Split = Literal["train", "test"]
@@ -76,7 +78,7 @@ class Preprocessing:
         pixels = images.float() / 255
         if pixels.shape[-1] != resolution:
             pixels = F.interpolate(pixels, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
-        mean, std = (torch.tensor(stat).view(1, 3, 1, 1) for stat in (self.mean, self.std))
+        mean, std = (torch.tensor(stat, device=images.device).view(1, 3, 1, 1) for stat in (self.mean, self.std))
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -175,29 +177,41 @@ def steps_per_epoch(data: Images, batch_size: int) -> int:
     return max(1, len(data) // batch_size)
 
 
-def training_batch(data: Images, step: int, *, batch_size: int, seed: int, flip: bool) -> tuple[Tensor, Tensor]:
-    """Return the augmented batch of a step: uint8 images (n, 3, h, w) and labels (n,).
+def training_batch(
+    data: Images, step: int, config: TrainConfig, *, flip: bool, rank: int = 0, num_ranks: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return one process's part of the augmented batch of a step: uint8 images (n, 3, h, w), labels (n,).
 
-    Augmentation: a random shift of up to an eighth of the side with black borders, and a mirror image at odds of one half
-    (He et al. 2016, section 4.2).
+    With mixup or cutmix the labels are probabilities (n, classes).
     """
-    epoch, position = divmod(step, steps_per_epoch(data, batch_size))
-    order = np.random.default_rng((seed, epoch, 0xDA7A)).permutation(len(data))
-    batch = data.subset(order[position * batch_size : (position + 1) * batch_size])
-    rng = np.random.default_rng((seed, step, 0xA06))
-    n, size = len(batch), data.images.shape[-1]
-    shift = max(1, size // 8)
-    rows = rng.integers(0, 2 * shift + 1, (n, 1)) + np.arange(size)  # (n, size)
-    columns = rng.integers(0, 2 * shift + 1, (n, 1)) + np.arange(size)
-    if flip:
-        columns = np.where(rng.random((n, 1)) < 0.5, columns[:, ::-1], columns)
-    padded = F.pad(batch.images, (shift,) * 4)
-    samples, channels = torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None]
-    y, x = torch.from_numpy(rows)[:, None, :, None], torch.from_numpy(np.ascontiguousarray(columns))[:, None, None, :]
-    return padded[samples, channels, y, x], batch.labels
+    epoch, position = divmod(step, steps_per_epoch(data, config.batch_size))
+    order = np.random.default_rng((config.seed, epoch, 0xDA7A)).permutation(len(data))
+    batch = order[position * config.batch_size : (position + 1) * config.batch_size]
+    rng = np.random.default_rng((config.seed, step, 0xA06))
+    draws = draw(rng, len(batch), data.size, flip=flip, crop_scale=config.crop_scale)
+    mine = np.array_split(np.arange(len(batch)), num_ranks)[rank]
+    images, labels = augment(data.images[batch[mine]], draws.rows(mine)), data.labels[batch[mine]]
+    if not (config.mixup or config.cutmix):
+        return images, labels
+    partners = np.roll(np.arange(len(batch)), 1)[mine]
+    others, other_labels = augment(data.images[batch[partners]], draws.rows(partners)), data.labels[batch[partners]]
+    soft, other_soft = (F.one_hot(which, len(data.classes)).float() for which in (labels, other_labels))
+    return blend(images, others, soft, other_soft, rng, mixup=config.mixup, cutmix=config.cutmix)
 
 
 def in_batches(data: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) in order, the last batch possibly smaller."""
     for start in range(0, len(data), batch_size):
         yield data.images[start : start + batch_size], data.labels[start : start + batch_size]
+
+
+def calibration_batches(
+    train: Images, preprocess: Preprocessing, resolution: int, *, num_images: int = 2_000, batch_size: int = 200
+) -> list[Tensor]:
+    """Return normalised batches of a fixed random choice of training images, of about equal size.
+
+    A last batch of one image would have no variance where the network ends at one pixel.
+    """
+    chosen = np.random.default_rng(0).permutation(len(train))[:num_images]
+    parts = np.array_split(chosen, max(1, round(len(chosen) / batch_size)))
+    return [preprocess(train.subset(part).images, resolution) for part in parts]

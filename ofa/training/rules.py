@@ -1,50 +1,104 @@
 """Training rules: which subnets a step trains, and what each of them learns from.
 
-A rule is a function (space, generator) -> lessons. The generator is seeded with (seed, step), so that a
-resumed run draws the same subnets as one that was never stopped.
+A rule draws from a generator that is seeded with (seed, step), so that a resumed run, and every process of a distributed one,
+draws the same subnets. Training is a sequence of phases, each with a rule; only progressive shrinking has more than one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
-from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace
+from ofa.training.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One subnet of a step. Either the labels teach it, or the step's first subnet does (in-place distillation)."""
+    """One subnet of a step. Its loss is label_weight x cross-entropy + teacher_weight x distillation.
+
+    The teacher is the run's external one or, if it has none, the step's first lesson (in-place distillation).
+    """
 
     arch: ArchConfig
-    from_labels: bool
+    label_weight: float
+    teacher_weight: float = 0.0
+    regularized: bool = True  # label smoothing, dropout and drop-connect apply
 
 
-Rule = Callable[[SearchSpace, np.random.Generator], list[Lesson]]
+class Rule:
+    """Which subnets a step trains. This one: the same single network every step."""
+
+    def __init__(self, space: SearchSpace, config: TrainConfig, *, taught: bool = False) -> None:
+        """Make a rule; `taught` tells whether an external teacher is there."""
+        self.space, self.config, self.taught = space, config, taught
+
+    def lessons(self, rng: np.random.Generator) -> list[Lesson]:
+        """Return the lessons of a step, the in-place teacher first."""
+        return [self._from_labels(self.space.largest)]
+
+    def observe(self, lessons: Sequence[Lesson], losses: Sequence[float]) -> None:
+        """Take note of a step's losses, (lessons,)."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `observe` has gathered, for a checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+
+    def _from_labels(self, arch: ArchConfig) -> Lesson:
+        """Labels, and the external teacher if there is one."""
+        return Lesson(arch, label_weight=1.0, teacher_weight=self.config.kd_ratio if self.taught else 0.0)
 
 
-def sandwich(space: SearchSpace, rng: np.random.Generator, *, num_random: int = 2) -> list[Lesson]:
-    """The largest network learns from the labels; the smallest and `num_random` others learn from the largest's outputs.
+class Sandwich(Rule):
+    """The largest network learns from the labels; the smallest and some random ones learn from the largest's outputs.
 
-    Source: Yu and Huang 2019 (arXiv 1903.05134), the sandwich rule and in-place distillation; Yu et al. 2020 (BigNAS), section 3.
+    Only the largest is regularised. Source: Yu and Huang 2019 (arXiv 1903.05134), the sandwich rule and in-place distillation;
+    Yu et al. 2020 (BigNAS), section 3.
     """
-    others = [*space.decode(space.sample(rng, num_random)), space.smallest]
-    distinct = [arch for arch in dict.fromkeys(others) if arch != space.largest]
-    return [Lesson(space.largest, from_labels=True), *(Lesson(arch, from_labels=False) for arch in distinct)]
+
+    def lessons(self, rng: np.random.Generator) -> list[Lesson]:
+        others = [*self._random(rng), self.space.smallest]
+        distinct = [arch for arch in dict.fromkeys(others) if arch != self.space.largest]
+        return [self._from_labels(self.space.largest), *(self._student(arch) for arch in distinct)]
+
+    def _random(self, rng: np.random.Generator) -> list[ArchConfig]:
+        return self.space.decode(self.space.sample(rng, self.config.num_random))
+
+    def _student(self, arch: ArchConfig) -> Lesson:
+        if self.config.distillation == "none":
+            return Lesson(arch, label_weight=1.0, regularized=False)
+        return Lesson(arch, label_weight=0.0, teacher_weight=1.0, regularized=False)
 
 
-RULES: dict[str, Rule] = {"sandwich": sandwich}
+class SinglePath(Rule):
+    """One uniformly drawn network a step, taught by the labels (Guo et al. 2020, arXiv 1904.00420, section 3.3)."""
+
+    def lessons(self, rng: np.random.Generator) -> list[Lesson]:
+        return [self._from_labels(arch) for arch in self.space.decode(self.space.sample(rng, 1))]
 
 
-def get_rule(name: str) -> Rule:
-    """Look a rule up by its recipe name.
+class Shrinking(Rule):
+    """A phase of progressive shrinking: some random networks of the part of the space that is open by now.
 
-    Raises:
-        OfaError: listing the recipes that exist.
+    All of a step share one input resolution (Cai et al. 2020, appendix B).
     """
-    if name not in RULES:
-        raise OfaError(f"unknown recipe {name!r}; known: {', '.join(RULES)}")
-    return RULES[name]
+
+    def __init__(
+        self, space: SearchSpace, config: TrainConfig, *, taught: bool, least: NDArray[np.int64], num_subnets: int
+    ) -> None:
+        """`least`: smallest open option of every dimension, (dimensions,)."""
+        super().__init__(space, config, taught=taught)
+        self.least, self.num_subnets = least, num_subnets
+
+    def lessons(self, rng: np.random.Generator) -> list[Lesson]:
+        population = self.space.sample(rng, self.num_subnets, least=self.least)
+        resolution = self.space.column["resolution"]
+        population[:, resolution] = population[0, resolution]
+        return [self._from_labels(arch) for arch in self.space.decode(population)]

@@ -21,7 +21,8 @@ from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.spaces import UnknownSpaceError, get_space
 from ofa.training.checkpoint import list_checkpoints
-from ofa.training.loop import TrainConfig, train_supernet
+from ofa.training.config import TrainConfig
+from ofa.training.loop import train_supernet
 
 ROOT = Path(__file__).parent.parent.parent
 

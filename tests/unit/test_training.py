@@ -17,6 +17,7 @@ from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.spaces import get_space
 from ofa.training.calibration import calibrate, top1
+from ofa.training.config import TrainConfig
 from ofa.training.data import (
     DataError,
     Images,
@@ -26,10 +27,8 @@ from ofa.training.data import (
     steps_per_epoch,
     training_batch,
 )
-from ofa.training.distillation import soft_cross_entropy
-from ofa.training.loop import TrainConfig, TrainingError, train_supernet
-from ofa.training.rules import get_rule, sandwich
-from ofa.training.schedule import warmup_cosine
+from ofa.training.loop import train_supernet
+from ofa.training.trainer import TrainingError
 
 SPACE = get_space("mbv3_tiny_image")
 
@@ -57,9 +56,10 @@ def test_validation_is_a_stratified_part_of_training():
 def test_an_epoch_of_batches_covers_every_image_once():
     n = 64
     data = Images(torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 8, 8) + 100, torch.arange(n), ("a", "b"))
-    seen = torch.cat([training_batch(data, s, batch_size=16, seed=3, flip=True)[1] for s in range(steps_per_epoch(data, 16))])
+    config = TrainConfig(batch_size=16, seed=3)
+    seen = torch.cat([training_batch(data, s, config, flip=True)[1] for s in range(steps_per_epoch(data, 16))])
     assert sorted(seen.tolist()) == list(range(n))
-    other_epoch = training_batch(data, 4, batch_size=16, seed=3, flip=True)[1]
+    other_epoch = training_batch(data, 4, config, flip=True)[1]
     assert other_epoch.tolist() != seen[:16].tolist()
 
 
@@ -67,11 +67,11 @@ def test_augmentation_shifts_and_mirrors_whole_images():
     image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     image[:, :, 3, 2] = 255
     data = Images(image.expand(256, 3, 8, 8), torch.zeros(256, dtype=torch.int64), ("a", "b"))
-    batch, _ = training_batch(data, 0, batch_size=256, seed=0, flip=True)
+    batch, _ = training_batch(data, 0, TrainConfig(batch_size=256), flip=True)
     assert (batch.sum((1, 2, 3)) == 3 * 255).all()  # a shift of one pixel cannot push it out
     columns = {int(c) for c in batch[:, 0].nonzero()[:, 2]}
     assert columns == {1, 2, 3, 4, 5, 6}  # 2 +- 1, and mirrored 5 +- 1
-    unflipped, _ = training_batch(data, 0, batch_size=256, seed=0, flip=False)
+    unflipped, _ = training_batch(data, 0, TrainConfig(batch_size=256), flip=False)
     assert {int(c) for c in unflipped[:, 0].nonzero()[:, 2]} == {1, 2, 3}
 
 
@@ -190,48 +190,6 @@ def test_impossible_data_says_what_was_expected(image_folder, tmp_path):
         load_images(str(image_folder), "train", max_size=32)
 
 
-# -- rules, losses, schedule ----------------------------------------------------------------------------------------
-
-
-def test_sandwich_teaches_largest_from_labels_and_the_others_from_it():
-    lessons = sandwich(SPACE, np.random.default_rng(0))
-    assert lessons[0].arch == SPACE.largest
-    assert lessons[0].from_labels
-    assert lessons[-1].arch == SPACE.smallest
-    assert not any(lesson.from_labels for lesson in lessons[1:])
-    assert len({lesson.arch for lesson in lessons}) == 4
-    assert sandwich(SPACE, np.random.default_rng((0, 7))) == sandwich(SPACE, np.random.default_rng((0, 7)))
-
-
-def test_sandwich_of_one_network_is_plain_training():
-    lessons = sandwich(SPACE.restrict(SPACE.smallest), np.random.default_rng(0))
-    assert [(lesson.arch, lesson.from_labels) for lesson in lessons] == [(SPACE.smallest, True)]
-
-
-def test_unknown_rule_lists_the_known_ones():
-    with pytest.raises(OfaError, match="unknown recipe 'x'; known: sandwich"):
-        get_rule("x")
-
-
-def test_soft_cross_entropy_is_the_hand_computed_sum_and_spares_the_teacher():
-    student = torch.tensor([[1.0, 2.0, 0.5]], requires_grad=True)
-    teacher = torch.tensor([[0.0, 1.0, -1.0]], requires_grad=True)
-    p = np.exp([0.0, 1.0, -1.0]) / np.exp([0.0, 1.0, -1.0]).sum()
-    log_q = np.array([1.0, 2.0, 0.5]) - math.log(np.exp([1.0, 2.0, 0.5]).sum())
-    loss = soft_cross_entropy(student, teacher)
-    assert loss.item() == pytest.approx(-(p * log_q).sum(), rel=1e-6)
-    loss.backward()
-    assert teacher.grad is None
-
-
-def test_warmup_cosine_rises_peaks_and_ends_at_zero():
-    rates = [warmup_cosine(s, total_steps=100, warmup_steps=10, peak=0.4) for s in range(101)]
-    assert rates[0] == pytest.approx(0.04)
-    assert rates[9] == rates[10] == 0.4
-    assert rates[55] == pytest.approx(0.2)
-    assert rates[100] == pytest.approx(0, abs=1e-12)
-
-
 # -- calibration ----------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +278,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_pa
     for file in (tmp_path / "a" / "supernet" / "step_000004").iterdir():
         file.unlink()
     (tmp_path / "a" / "supernet" / "step_000004").rmdir()
-    monkeypatch.setattr("ofa.training.loop.F.cross_entropy", lambda logits, *_, **__: logits.sum() * math.nan)
+    monkeypatch.setattr("ofa.training.trainer.F.cross_entropy", lambda logits, *_, **__: logits.sum() * math.nan)
     with pytest.raises(TrainingError, match=r"loss is nan at step 2; checkpoint of step 2 is kept; .*lower --lr"):
         train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=2), resume=True)
     assert json.loads((kept / "state.json").read_text())["step"] == 2
@@ -360,8 +318,19 @@ def test_training_starts_from_the_weights_of_another_run(tmp_path):
     for (name, a), b in zip(first.load_supernet().named_parameters(), second.load_supernet().parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
     assert Run(second.path).record["init"] == {"run": "../a", "weights_sha256": first.weights_sha256}
-    with pytest.raises(OfaError, match="weights are of another network"):
+    with pytest.raises(OfaError, match=r"is a run of space 'mbv3_tiny_image', expected 'mbv3_small_image'"):
         train_supernet("mbv3_small_image", "digits", tmp_path / "c", config=tiny(), init=first.path)
+
+
+def test_weights_for_other_classes_come_without_their_classifier(tmp_path, image_folder, capsys):
+    first = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny())
+    barely = tiny(lr=1e-12, weight_decay=0, batch_size=32)
+    second = train_supernet("mbv3_tiny_image", str(image_folder), tmp_path / "b", config=barely, init=first.path)
+    a, b = dict(first.load_supernet().named_parameters()), dict(second.load_supernet().named_parameters())
+    odd = [name for name in a if a[name].shape != b[name].shape or not torch.allclose(a[name], b[name], rtol=0, atol=1e-6)]
+    assert odd
+    assert all(name.startswith("layers.classifier.") for name in odd)
+    assert "has 10 classes, not 2: the classifier starts anew" in capsys.readouterr().err
 
 
 def test_one_architecture_trained_alone_uses_the_same_loop(tmp_path):
