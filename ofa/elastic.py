@@ -43,14 +43,14 @@ class ElasticBlock(nn.Module):
     slices of the shared tensors. (torch.func.functional_call does the same in ten times the time.)
     """
 
-    def __init__(self, specs: Sequence[BlockSpec], *, bn_eps: float, kernel_transforms: bool) -> None:
+    def __init__(self, specs: Sequence[BlockSpec], *, bn_eps: float, kernel_transforms: bool, device: str = "cpu") -> None:
         super().__init__()
-        self.largest = build_block(largest_spec(specs), bn_eps=bn_eps)
+        self.largest = build_block(largest_spec(specs), bn_eps=bn_eps, device=device)
         # largest first; ParameterDict keeps an order of its own
         self.kernel_sizes = sorted({spec.kernel_size for spec in specs}, reverse=True)
         steps = itertools.pairwise(self.kernel_sizes) if kernel_transforms else ()
         self.kernel_transforms = nn.ParameterDict(
-            {f"{large}to{small}": nn.Parameter(torch.eye(small * small)) for large, small in steps}
+            {f"{large}to{small}": nn.Parameter(torch.eye(small * small, device=device)) for large, small in steps}
         )
         self._places: dict[nn.Module, list[_Place]] = {}
 

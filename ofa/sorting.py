@@ -31,12 +31,13 @@ def sort_channels(net: Supernet, num_trained: int = 0) -> None:
         assert isinstance(layer, ElasticBlock)
         block = layer.largest
         specs = net.space.slot_blocks(slot)
-        if not slot.stage or any(spec.hidden_channels == spec.in_channels for spec in specs):
-            continue  # a block without expansion reads its hidden channels straight from the block before
+        if not slot.stage:
+            continue
         outer = max((spec.in_channels, spec.out_channels) for spec in specs)
         widths = {spec.hidden_channels for spec in specs if (spec.in_channels, spec.out_channels) == outer}
         groups = sorted(widths, reverse=True)[: num_trained + 1]
-        if isinstance(block, MBConv):
+        # an inverted residual block without expansion reads its hidden channels straight from the block before
+        if isinstance(block, MBConv) and all(spec.hidden_channels != spec.in_channels for spec in specs):
             _sort_mbconv(block, groups)
         elif isinstance(block, Bottleneck):
             _sort_bottleneck(block, groups)

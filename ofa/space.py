@@ -6,6 +6,7 @@ An architecture is a point in a product of finite choices; a population is an in
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -259,6 +260,11 @@ class SearchSpace(ABC):
         specs = (slot.choose(*values) for values in itertools.product(*options))
         return list(dict.fromkeys(spec for spec in specs if spec is not None))
 
+    def with_num_classes(self, num_classes: int) -> SearchSpace:
+        """Return the same space for another number of classes."""
+        # a space is a dataclass, which the type does not say
+        return dataclasses.replace(self, num_classes=num_classes)  # type: ignore[type-var]
+
     def restrict(self, arch: ArchConfig) -> SearchSpace:
         """Return the space that holds this one architecture: what "trained alone" means, through the same code."""
         return RestrictedSpace(self, arch)
@@ -297,7 +303,7 @@ class RestrictedSpace(SearchSpace):
     """A space in which every dimension has one option left."""
 
     def __init__(self, space: SearchSpace, arch: ArchConfig) -> None:
-        space.check(arch)
+        self._whole, self._arch = space, space.check(arch)
         self.name, self.num_classes = space.name, space.num_classes
         self.bn_eps, self.kernel_transforms = space.bn_eps, space.kernel_transforms
         used = space.blocks(arch)
@@ -311,3 +317,6 @@ class RestrictedSpace(SearchSpace):
     @property
     def slots(self) -> tuple[Slot, ...]:
         return self._slots
+
+    def with_num_classes(self, num_classes: int) -> SearchSpace:
+        return RestrictedSpace(self._whole.with_num_classes(num_classes), self._arch)

@@ -40,7 +40,11 @@ def test_nothing_pickles():
         for path in (ROOT / package).rglob("*.py"):
             names = set(imported_packages(path.read_text()))
             assert not names & {"pickle", "joblib", "cloudpickle"}, path
-            assert "torch.load(" not in path.read_text(), path
+            text = path.read_text()
+            if path.parent.name == "formats":  # published checkpoints are pickled; they are read without running what is inside
+                assert text.count("torch.load(") == text.count("weights_only=True)"), path
+            else:
+                assert "torch.load(" not in text, path
 
 
 def test_help_loads_neither_torch_nor_onnx():

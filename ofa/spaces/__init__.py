@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
 from typing import Any
@@ -42,5 +41,4 @@ def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
         raise UnknownSpaceError(f"space {name!r}: its module has no SPACE that is a SearchSpace")
     if space.name != name:  # runs remember a space by its name and must find it again
         raise UnknownSpaceError(f"module {name}: its SPACE is named {space.name!r}, expected {name!r}")
-    # a space is a dataclass, which the type does not say
-    return space if num_classes is None else dataclasses.replace(space, num_classes=num_classes)  # type: ignore[type-var]
+    return space if num_classes is None else space.with_num_classes(num_classes)

@@ -1,4 +1,4 @@
-"""ResNet-D-like supernet for images of about 32 px (CIFAR and the like): 3.1e8 networks of 4 to 73 M MACs."""
+"""ResNet-D-like supernet for images of about 32 px (CIFAR and the like): 3.1e8 networks of 4 to 65 M MACs."""
 
 from ofa.resnet import ResNetSpace, Stage
 
