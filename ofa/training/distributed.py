@@ -53,7 +53,7 @@ class World:
         if self.size == 1:
             return numbers
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten().float() for g in gradients] + [numbers.to(self.device).float()])
+        flat = torch.cat([g.flatten() for g in gradients] + [numbers.to(gradients[0])])
         dist.all_reduce(flat)
         parts = flat.split([g.numel() for g in gradients] + [len(numbers)])
         for gradient, part in zip(gradients, parts[:-1], strict=True):

@@ -231,9 +231,13 @@ class Trainer:
         teacher = self.teacher(images) if asks and self.teacher else None
         losses = []
         for index, lesson in enumerate(lessons):
-            with torch.autocast(world.device.type, self.precision, enabled=self.precision is not torch.float32):
-                inputs = self.preprocess(images, self.space.resolution(lesson.arch))
-                logits = self.net(inputs, lesson.arch, self._noise(index) if lesson.regularized else None).float()
+            inputs = self.preprocess(images, self.space.resolution(lesson.arch))
+            noise = self._noise(index) if lesson.regularized else None
+            if self.precision is torch.float32:
+                logits = self.net(inputs, lesson.arch, noise)
+            else:
+                with torch.autocast(world.device.type, self.precision):
+                    logits = self.net(inputs, lesson.arch, noise).float()
             if teacher is None:
                 teacher = logits.detach()  # in place: the first lesson of the step
             loss = self._loss(lesson, logits, labels, teacher)
