@@ -1,4 +1,4 @@
-"""Command line verbs about networks: train, spaces. Heavy imports stay inside, so that --help answers at once."""
+"""Command line verbs about networks: train, import, spaces. Heavy imports stay inside, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -192,6 +192,36 @@ def specialize(
     path = arch / "arch.json" if arch.is_dir() else arch
     chosen = trained.space.from_json(read_json(path, schema=ARCH_SCHEMA))
     return fine_tune(trained, chosen, out, epochs=epochs, lr=lr, distill=distill, resume=resume is Resume.auto).path
+
+
+@command
+def import_(
+    path: Annotated[
+        Path, typer.Argument(help="Checkpoint (.pth, .pt, .safetensors), or JSON of an architecture (.json, net.config).")
+    ],
+    format: Annotated[str, typer.Option(help="mit_ofa (once-for-all) or attentive_nas (also AlphaNet).")],
+    out: Annotated[Path, typer.Option(help="Run directory to write; for an architecture a folder or .json file.")],
+    space: Annotated[str | None, typer.Option(help="Space that it belongs to; default: the published one that it fits.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images with the checkpoint's classes, as for `ofa train`; without, the run has none.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Input pixels of an architecture; default: what it says, or the largest.")
+    ] = None,
+) -> Path | None:
+    """Import published weights as a run, or an architecture.
+
+    Example: ofa import ofa_mbv3_d234_e346_k357_w1.0 --format mit_ofa --data imagenet --out runs/mit
+    """
+    from ofa.formats.importing import import_arch, import_checkpoint, is_arch_file
+    from ofa.progress import say
+
+    if is_arch_file(path):
+        say(f"architecture: {import_arch(path, out, format=format, space=space, resolution=resolution)}")
+        return None
+    run = import_checkpoint(path, out, format=format, space=space, data=data)
+    say(f"{run.path}: {run.space_name} with {run.num_classes} classes" + ("" if data else ", without images"))
+    return run.path
 
 
 @command

@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -68,31 +68,42 @@ class Run:
             raise RunError(f"{path}: not a run directory (no run.json inside); make one with: ofa train --out {path}")
         self.record = read_json(self.path / "run.json", schema=SCHEMA)
         try:
-            data = dict(self.record["data"])
-            for name in ("classes", "mean", "std"):
-                data[name] = tuple(data[name])
-            self.data = DataSource(**data)
+            self._data = None if self.record["data"] is None else _data_source(self.record["data"])
+            self.num_classes = int(self.record["num_classes"]) if self._data is None else len(self._data.classes)
             self.space_name = str(self.record["space"])
             self._only = self.record["arch"]
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{self.path / 'run.json'}: incomplete ({error})") from None
 
     @classmethod
-    def create(cls, path: Path, space: SearchSpace, data: DataSource, only: ArchConfig | None) -> Run:
-        """Start a run directory; `only` restricts its space to one architecture."""
+    def create(cls, path: Path, space: SearchSpace, data: DataSource | None, only: ArchConfig | None, **facts: Any) -> Run:
+        """Start a run directory; `only` restricts its space to one architecture, `facts` are kept in its record."""
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "space": space.name,
             "arch": None if only is None else space.to_json(only),
-            "data": {**data.__dict__, "classes": list(data.classes), "mean": list(data.mean), "std": list(data.std)},
+            "num_classes": space.num_classes,
+            "data": None if data is None else asdict(data),
+            **facts,
             "commands": [],
         }
         write_json(path / "run.json", record)
         return cls(path)
 
+    @property
+    def data(self) -> DataSource:
+        """The images.
+
+        Raises:
+            RunError: if the run was imported without any.
+        """
+        if self._data is None:
+            raise RunError(f"{self.path}: was imported without images, which this needs; import it again with --data")
+        return self._data
+
     @cached_property
     def space(self) -> SearchSpace:
-        space = get_space(self.space_name, num_classes=len(self.data.classes))
+        space = get_space(self.space_name, num_classes=self.num_classes)
         return space if self._only is None else space.restrict(space.from_json(self._only))
 
     @property
@@ -185,6 +196,10 @@ class Run:
             write_json(self.path / "run.json", record)
         except OSError as error:
             say(f"warning: {self.path / 'run.json'} was not updated ({error.strerror})")
+
+
+def _data_source(record: dict[str, Any]) -> DataSource:
+    return DataSource(**{**record, **{name: tuple(record[name]) for name in ("classes", "mean", "std")}})
 
 
 def max_resolution(space: SearchSpace) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -90,7 +91,7 @@ class SupernetAccuracy:
     def _context(self) -> str:
         """Weights, data and protocol as text."""
         protocol = [CALIBRATION_IMAGES, MAX_VALIDATION_IMAGES]
-        data = {name: value for name, value in self.run.record["data"].items() if name != "source"}  # its digest is what counts
+        data = {name: value for name, value in asdict(self.run.data).items() if name != "source"}  # its digest is what counts
         return json.dumps([self.run.space.name, self.run.weights_sha256, data, protocol], sort_keys=True)
 
     @cached_property

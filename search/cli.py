@@ -114,10 +114,11 @@ for verb in (
     deploy.cli.verify,
     report,
     demo,
+    ofa.cli.import_,
     ofa.cli.spaces,
     deploy.cli.doctor,
 ):
-    app.command()(verb)
+    app.command(verb.__name__.rstrip("_"))(verb)  # import_ is `ofa import`
 
 
 def main() -> None:

@@ -168,7 +168,7 @@ def _arch_in(space: SearchSpace, config: Mapping[str, Any], resolution: int | No
         raise FormatError(f"not {space.name}: {illegal[0]} would be {values[illegal[0]]!r}")
     arch = space.from_values(values)
     _require_equal(space, _Rows(to_net_config(space, arch)), found)
-    return arch
+    return space.decode(space.canonical(space.encode([arch])))[0]
 
 
 class _Rows:

@@ -1,0 +1,133 @@
+"""Turn other projects' files into ours: a checkpoint into a run directory, an architecture into an arch.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ofa.artefacts import sha256_of, write_json
+from ofa.formats import attentive_nas, mit_ofa
+from ofa.formats.published import FormatError
+from ofa.run_dir import DataSource, Run, max_resolution
+from ofa.space import ArchConfig, InvalidArchError, SearchSpace
+from ofa.spaces import get_space
+from ofa.training.checkpoint import save_weights
+from ofa.training.data import NAMES, load_images
+
+FORMATS: dict[str, ModuleType] = {"mit_ofa": mit_ofa, "attentive_nas": attentive_nas}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what both projects normalise with
+VALIDATION_FRACTION, SEED = 0.1, 0  # as in training
+
+
+def import_checkpoint(
+    path: Path | str, out: Path | str, *, format: str, space: str | None = None, data: str | None = None
+) -> Run:
+    """Make a run directory of a published supernet checkpoint, which the other commands then read.
+
+    Args:
+        path: .pth, .pt or .safetensors file.
+        out: run directory to make; run.json is written last, so an interrupted import leaves no run.
+        format: one of FORMATS.
+        space: name of the space; None = the published one that the checkpoint fits.
+        data: images (ofa.training.data.load_images) with as many classes as the checkpoint; a part is held out for search.
+            None = none: profiling works then, and what needs images says so.
+    Raises:
+        OfaError: if the file cannot be read or does not fit, if `out` is a run already, or if the data does not fit.
+    """
+    path, out = Path(path), Path(out)
+    if (out / "run.json").exists():
+        raise FormatError(f"{out}: is a run already; give another --out")
+    module = _get_format(format)
+    net = module.load_supernet(path, module.detect_space(path) if space is None else space)
+    source = None if data is None else _describe(data, net.space)
+    save_weights(out / "supernet", net)
+    return Run.create(out, net.space, source, None, imported={"file": path.name, "format": format, "sha256": sha256_of(path)})
+
+
+def import_arch(
+    path: Path | str, out: Path | str, *, format: str, space: str | None = None, resolution: int | None = None
+) -> Path:
+    """Write the arch.json of a published architecture (a dict of choices, or MIT's net config) and return its path.
+
+    Args:
+        path: JSON file.
+        out: .json file to write, or a folder for an arch.json.
+        format: one of FORMATS.
+        space: name of the space; None = the published one that the architecture fits.
+        resolution: input pixels; None = what the file says, or else the largest.
+    Raises:
+        OfaError: if the file cannot be read, fits no space or more than one, or if the file to write is there already.
+    """
+    path, out = Path(path), Path(out)
+    target = out if out.suffix == ".json" else out / "arch.json"
+    if target.exists():
+        raise FormatError(f"{target}: exists already; give another --out")
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FormatError(f"{path}: no such file, expected the JSON of an architecture") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not valid JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(config, dict):
+        raise FormatError(f"{path}: holds a {type(config).__name__}, expected the object of an architecture")
+    if "blocks" in config:
+        found, arch = mit_ofa.from_net_config(config, space, resolution=resolution)
+    else:
+        found, arch = _find_arch(_get_format(format), config, space, resolution)
+    write_json(target, found.to_json(arch))
+    return target
+
+
+def is_arch_file(path: Path) -> bool:
+    """Whether a file is an architecture rather than weights; MIT calls its own net.config."""
+    return path.suffix in (".json", ".config")
+
+
+def _get_format(name: str) -> ModuleType:
+    if name not in FORMATS:
+        raise FormatError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _find_arch(
+    module: ModuleType, config: Mapping[str, Any], space: str | None, resolution: int | None
+) -> tuple[SearchSpace, ArchConfig]:
+    if space is not None:
+        return get_space(space), module.to_arch(get_space(space), config, resolution=resolution)
+    fitting, reasons = {}, []
+    for name in module.SPACES:
+        try:
+            fitting[name] = module.to_arch(get_space(name), config, resolution=resolution)
+        except (FormatError, InvalidArchError) as error:
+            reasons.append(f"not {name}: {error}")
+    if len(fitting) > 1:
+        raise FormatError(f"architecture: fits {' and '.join(fitting)}; say which with --space")
+    if not fitting:
+        raise FormatError(f"architecture: fits no space of this format ({'; '.join(reasons)})")
+    ((name, arch),) = fitting.items()
+    return get_space(name), arch
+
+
+def _describe(data: str, space: SearchSpace) -> DataSource:
+    """Load the images once, to know which they are."""
+    images = load_images(data, "train", max_size=round(1.25 * max_resolution(space)))
+    if len(images.classes) != space.num_classes:
+        raise FormatError(
+            f"{data}: has {len(images.classes)} classes, the checkpoint {space.num_classes}; "
+            "give images of the same classes, or import it without --data"
+        )
+    return DataSource(
+        source=data if data in NAMES else str(Path(data).resolve()),
+        num_images=len(images),
+        digest=images.digest(),
+        image_size=images.size,
+        classes=images.classes,
+        validation_fraction=VALIDATION_FRACTION,
+        seed=SEED,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        flip=True,
+    )
