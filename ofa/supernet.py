@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ofa.block_spec import BlockSpec
 from ofa.blocks import build_block, init_weights
 from ofa.elastic import ElasticBlock
+from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace
 
 
@@ -84,22 +85,30 @@ class Supernet(nn.Module):
         self._adapted.clear()
 
     def inherit(self, other: Supernet, *, fresh: Collection[str] = ()) -> None:
-        """Take over the weights of a supernet of the same space or, if this one holds one network, that network's.
+        """Take over the weights of another supernet of this space.
+
+        One that holds a single network gives the weights of the largest network (a teacher that training starts from). If this
+        one holds a single network, it takes what that network is in the other.
 
         Args:
             fresh: names of layers to leave as they are.
         Raises:
-            InvalidArchError: if the other supernet has no such network.
+            OfaError: if the other supernet does not hold the network in question.
         """
+        targets: dict[str, nn.Module] = {name: self._layer(name).largest for name in self.layers}
         if other.space.dimensions == self.space.dimensions:
-            sources = dict(other.layers.items())
-            targets = dict(self.layers.items())
+            sources, targets = dict(other.layers.items()), dict(self.layers.items())
+        elif other.space.size() == 1:
+            sources = {name: other._layer(name).largest for name in other.layers}
         else:
             sources = dict(other.extract(self.space.largest).named_children())
-            targets = {name: self._layer(name).largest for name in self.layers}
         for name, target in targets.items():
-            if name not in fresh:
+            if name in fresh:
+                continue
+            try:
                 target.load_state_dict(sources[name].state_dict())
+            except (KeyError, RuntimeError):
+                raise OfaError(f"{self.space.name}: the weights to start from have no {name} of this shape") from None
 
     def extract(self, arch: ArchConfig) -> nn.Sequential:
         """Return a static network with copies of the weights that `forward` would use, in eval mode.
@@ -108,7 +117,9 @@ class Supernet(nn.Module):
         """
         blocks = self.space.blocks(arch)
         chain = OrderedDict((name, self._layer(name).extract(self._skeleton(spec))) for name, spec in blocks.items())
-        return nn.Sequential(chain).eval()
+        net = nn.Sequential(chain)
+        net.training = False  # as its blocks are
+        return net
 
     def _layer(self, name: str) -> ElasticBlock:
         layer = self.layers[name]

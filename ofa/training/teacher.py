@@ -5,6 +5,7 @@ A network of ours is folded first: BatchNorm becomes part of the convolutions, w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def open_teacher(source: nn.Module | Path | str, train: Images, preprocess: Prep
 
 
 def network_teacher(net: nn.Module, preprocess: Preprocessing, resolution: int, device: torch.device) -> Teacher:
-    """Make a teacher of a network in eval mode; its own BatchNorms are left alone if it is not one of ours."""
-    net = fold_batchnorm(net).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Make a teacher of a copy of a network, in eval mode; the BatchNorms of a network that is not ours stay."""
+    net = fold_batchnorm(copy.deepcopy(net)).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def ask(images: Tensor) -> Tensor:

@@ -10,25 +10,35 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
+from deploy.emit import emit
+from deploy.export import fold
 from ofa.artefacts import read_jsonl
+from ofa.counts import macs as count_macs
+from ofa.counts import params as count_params
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.spaces import get_space
 from ofa.training.calibration import calibrate, top1
+from ofa.training.checkpoint import best_checkpoint, list_checkpoints, save_checkpoint
 from ofa.training.config import TrainConfig
 from ofa.training.data import (
     DataError,
     Images,
     Preprocessing,
+    calibration_batches,
     load_images,
     split_validation,
     steps_per_epoch,
     training_batch,
 )
 from ofa.training.loop import train_supernet
+from ofa.training.specialize import specialize
+from ofa.training.teacher import open_teacher
 from ofa.training.trainer import TrainingError
+from ofa.training.validation import plan_look
 
 SPACE = get_space("mbv3_tiny_image")
 
@@ -337,3 +347,169 @@ def test_one_architecture_trained_alone_uses_the_same_loop(tmp_path):
     run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), arch=SPACE.smallest)
     assert run.space.size() == 1
     assert not any("kernel_transforms" in name for name in run.load_supernet().state_dict())
+
+
+# -- teachers, specialising, looks, checkpoints ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run that others start from or learn from."""
+    return train_supernet(
+        "mbv3_tiny_image", "digits", tmp_path_factory.mktemp("base") / "run", config=tiny(epochs=2, batch_size=64)
+    )
+
+
+def metrics_of(run):
+    return list(read_jsonl(run.supernet_dir / "metrics.jsonl"))
+
+
+def test_progressive_shrinking_keeps_its_teacher_and_passes_all_phases(tmp_path):
+    config = tiny(recipe="progressive", epochs=12, batch_size=256)
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config)
+    assert list(dict.fromkeys(record["phase"] for record in metrics_of(run))) == [
+        "teacher",
+        "kernel_size",
+        "depth 2",
+        "expand_ratio 2",
+    ]  # the short phases end between two records
+    teacher = SPACE.largest
+    weights = load_file(run.supernet_dir / "teacher" / "step_000000" / "model.safetensors")
+    assert sum(v.numel() for v in weights.values()) > count_params(SPACE, SPACE.encode([teacher]))[0]
+
+
+def test_a_teacher_may_be_a_network_a_run_or_an_onnx_file(tmp_path, base, monkeypatch):
+    """All three are the same network, so that all three teach the same."""
+    arch = SPACE.arch(resolution=8)
+    net = base.load_supernet().extract(arch)
+    train, _ = base.load_train_and_validation()
+    calibrate(net, calibration_batches(train, base.preprocess, 8))
+    blocks = SPACE.blocks(arch)
+    (tmp_path / "teacher.onnx").write_bytes(emit(blocks, fold(net)))
+    cpu = torch.device("cpu")
+    images = train.images[:5]
+    expected = net(base.preprocess(images, 8))
+    from_file = open_teacher(tmp_path / "teacher.onnx", train, base.preprocess, cpu)(images)
+    torch.testing.assert_close(from_file, expected, rtol=1e-4, atol=1e-4)
+    from_net = open_teacher(net, train, base.preprocess, cpu)(images)
+    torch.testing.assert_close(from_net, expected, rtol=1e-4, atol=1e-4)
+    assert isinstance(net[0].bn, nn.BatchNorm2d)  # the user's network is as it was
+    largest = base.load_supernet().extract(SPACE.largest)
+    calibrate(largest, calibration_batches(train, base.preprocess, 16))
+    from_run = open_teacher(base.path, train, base.preprocess, cpu)(images)
+    torch.testing.assert_close(from_run, largest(base.preprocess(images, 16)), rtol=1e-4, atol=1e-4)
+
+
+def test_an_external_teacher_is_learnt_from(tmp_path):
+    """A teacher that always says 3 makes a network say 3."""
+
+    class Always3(nn.Module):
+        def forward(self, images):
+            return nn.functional.one_hot(torch.full((len(images),), 3), 10).float() * 20
+
+    config = tiny(batch_size=64, epochs=2, recipe="single_path", kd_ratio=50.0)
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config, teacher=Always3(), arch=SPACE.smallest)
+    data = load_images("digits", "test")
+    net = run.load_supernet().extract(SPACE.smallest)
+    calibrate(net, calibration_batches(run.load_train_and_validation()[0], run.preprocess, 8))
+    assert (net(run.preprocess(data.images, 8)).argmax(1) == 3).float().mean() > 0.95
+
+
+def test_teachers_that_do_not_fit_are_refused(tmp_path, image_folder, base):
+    train, _ = base.load_train_and_validation()
+    for source, message in (
+        (tmp_path / "no.onnx", "not a readable ONNX file"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), r"teacher Sequential: gives \(7,\) logits an image, expected \(10,\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), "teacher Sequential: cannot run"),
+        (tmp_path, "not a run directory"),
+    ):
+        with pytest.raises(OfaError, match=message):
+            open_teacher(source, train, base.preprocess, torch.device("cpu"))
+    with pytest.raises(OfaError, match="its classes are not those of the images"):
+        train_supernet("mbv3_tiny_image", str(image_folder), tmp_path / "a", config=tiny(batch_size=32), teacher=base.path)
+
+
+def test_specialising_starts_from_the_inherited_weights_and_improves(tmp_path, base):
+    arch = SPACE.smallest
+    barely = TrainConfig(lr=1e-12, weight_decay=0, epochs=1, batch_size=512)
+    untouched = specialize(base, arch, tmp_path / "a", config=barely).load_supernet().extract(arch)
+    inherited = base.load_supernet().extract(arch)
+    for (name, a), b in zip(inherited.named_parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+    special = specialize(base, arch, tmp_path / "b", epochs=4, lr=0.05)
+    assert special.space.size() == 1
+    train, validation = base.load_train_and_validation()
+    assert torch.equal(special.load_train_and_validation()[1].images, validation.images)
+    accuracy = {}
+    for name, net in (("inherited", inherited), ("special", special.load_supernet().extract(arch))):
+        calibrate(net, calibration_batches(train, base.preprocess, 8))
+        accuracy[name] = top1(net, validation, base.preprocess, 8)
+    assert accuracy["special"] > accuracy["inherited"] + 0.05
+
+
+def test_a_largest_network_trained_alone_starts_a_supernet(tmp_path, base):
+    small_input = SPACE.arch(resolution=8)  # the same weights, whatever the resolution
+    teacher = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(batch_size=64), arch=small_input)
+    barely = tiny(lr=1e-12, weight_decay=0, recipe="progressive", skip_teacher=True)
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "b", config=barely, init=teacher.path)
+    largest, expected = run.load_supernet().extract(SPACE.largest), teacher.load_supernet().extract(small_input)
+    assert metrics_of(run)[0]["phase"] != "teacher"
+    kept = load_file(run.supernet_dir / "teacher" / "step_000000" / "model.safetensors")
+    for name, p in expected.named_parameters():
+        torch.testing.assert_close(kept[name], p, rtol=0, atol=0, msg=name)
+    assert sum(p.numel() for p in largest.parameters()) == sum(p.numel() for p in expected.parameters())
+    other = train_supernet("mbv3_tiny_image", "digits", tmp_path / "c", config=tiny(), arch=SPACE.smallest)
+    with pytest.raises(OfaError, match="the weights to start from have no stage1_block0 of this shape"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "d", config=tiny(), init=other.path)
+
+
+def test_averaged_weights_are_the_ones_to_use(tmp_path):
+    plain = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=2))
+    averaged = train_supernet("mbv3_tiny_image", "digits", tmp_path / "b", config=tiny(epochs=2, ema_decay=0.9))
+    kept = load_file(averaged.supernet_dir / "step_000004" / "training.safetensors")
+    for name, p in plain.load_supernet().named_parameters():  # averaging does not change training
+        assert torch.equal(p, kept[f"weights|{name}"]), name
+    names = dict(averaged.load_supernet().named_parameters())
+    assert any(not torch.equal(p, kept[f"weights|{name}"]) for name, p in names.items())
+
+
+def test_looking_costs_less_than_a_tenth_of_training():
+    for epoch_images in (100, 1_000, 50_000):
+        for step_macs in (1e6, 1e7):
+            look = plan_look(SPACE, epoch_images=epoch_images, num_validation=5_000, step_macs=step_macs)
+            cost = count_macs(SPACE, SPACE.encode(list(look.archs.values()))).sum() * (look.num_images + 200)
+            assert cost <= 0.1 * 3 * step_macs * epoch_images * look.every
+            assert look.num_images >= 200
+    assert list(look.archs) == ["top1_largest", "top1_smallest", "top1_random_1", "top1_random_2"]
+    alone = plan_look(SPACE.restrict(SPACE.smallest), epoch_images=1_000, num_validation=100, step_macs=1e6)
+    assert list(alone.archs) == ["top1_largest"]
+
+
+def test_the_best_checkpoint_stays_besides_the_newest(tmp_path):
+    weights = {"w": torch.zeros(1)}
+    for step, score in enumerate((0.2, 0.9, None, 0.5, 0.6), 1):
+        save_checkpoint(tmp_path, weights, step, score=score, keep=2)
+    assert [c.step for c in list_checkpoints(tmp_path)] == [2, 4, 5]
+    assert best_checkpoint(tmp_path).step == 2
+    save_checkpoint(tmp_path, weights, 6, score=0.9, keep=1)
+    assert [c.step for c in list_checkpoints(tmp_path)] == [6]  # as good and newer
+
+
+def test_long_epochs_are_saved_in_between(tmp_path, monkeypatch):
+    monkeypatch.setattr("ofa.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(batch_size=256))
+    assert [c.step for c in list_checkpoints(run.supernet_dir)] == [3, 4]  # an epoch has four steps
+
+
+def test_reduced_precision_trains(tmp_path):
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(precision="bf16", epochs=2, batch_size=128))
+    losses = [record["loss"] for record in metrics_of(run)]
+    assert losses[1] < losses[0]
+    assert all(p.dtype is torch.float32 for p in run.load_supernet().parameters())
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "nonsense"])
+def test_a_device_that_is_not_there_is_refused(tmp_path, device):
+    with pytest.raises(OfaError, match=f"device '{device}' cannot be used"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), device=device)
