@@ -62,8 +62,9 @@ class ElasticBlock(nn.Module):
             out: Tensor = skeleton(x, *extra)
         return out
 
+    @torch.no_grad()
     def extract(self, skeleton: nn.Module) -> nn.Module:
-        """Return the static block that `skeleton` stands for, with its own copies of the weights that `forward` would use."""
+        """Return the static block that `skeleton` stands for, in eval mode, with its own copies of what `forward` would use."""
         copies = (part.detach().clone(memory_format=torch.contiguous_format) for part in self._slices(skeleton))
         owned = [
             nn.Parameter(copy) if isinstance(place.empty, nn.Parameter) else copy
@@ -125,10 +126,11 @@ def _registries(module: nn.Module) -> tuple[dict[str, Tensor | None], dict[str, 
 
 
 def _copy_structure(module: nn.Module) -> nn.Module:
-    """Copy a module and its children; tensors are handed over, not copied. Building anew would take ten times as long."""
+    """Copy a module and its children in eval mode; tensors are handed over. Building anew would take ten times as long."""
     copy = type(module).__new__(type(module))
     for name, value in module.__dict__.items():
         copy.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
     for name, child in module.named_children():
         copy._modules[name] = _copy_structure(child)
+    copy.training = False
     return copy

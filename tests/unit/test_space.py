@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ofa import bignas, resnet
+from ofa.bignas import BigNasSpace
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 from ofa.mobilenet import MobileNetSpace, Stage
+from ofa.resnet import ResNetSpace
 from ofa.space import ArchConfig, Dimension, InvalidArchError
+from ofa.spaces import get_space, list_spaces
 
 SMALL = MobileNetSpace(
     name="small",
@@ -26,57 +30,87 @@ SMALL = MobileNetSpace(
     expand_ratios=(3, 6),
     num_classes=3,
 )
+SMALL_RESNET = ResNetSpace(
+    name="small_resnet",
+    resolutions=(9, 16),
+    stem_mid_widths=(8, 16),
+    stem_out_widths=(16,),
+    stem_stride=2,
+    max_pool=True,
+    stages=(resnet.Stage((32, 48), depths=(1, 2), stride=1), resnet.Stage((64,), depths=(1,), stride=2)),
+    expand_ratios=(0.25, 0.5),
+    num_classes=3,
+)
+SMALL_BIGNAS = BigNasSpace(
+    name="small_bignas",
+    resolutions=(9, 16),
+    stem_widths=(8, 16),
+    stem_stride=2,
+    stages=(
+        bignas.Stage((8, 16), depths=(1, 2), kernel_sizes=(3, 5), expand_ratios=(1,), stride=1, se=False),
+        bignas.Stage((16, 24), depths=(1,), kernel_sizes=(3,), expand_ratios=(3, 6), stride=2, se=True),
+    ),
+    final_expand_ratio=4,
+    feature_widths=(16, 32),
+    num_classes=3,
+)
 seeds = st.integers(0, 2**32 - 1)
+families = pytest.mark.parametrize("space", [SMALL, SMALL_RESNET, SMALL_BIGNAS], ids=lambda space: space.name)
 
 
 def all_rows(space):
     return np.array(list(itertools.product(*(range(len(d.options)) for d in space.dimensions))), dtype=np.int16)
 
 
-def test_size_counts_distinct_canonical_architectures():
-    assert SMALL.size() == len(np.unique(SMALL.canonical(all_rows(SMALL)), axis=0))
+@families
+def test_size_counts_distinct_canonical_architectures(space):
+    assert space.size() == len(np.unique(space.canonical(all_rows(space)), axis=0))
 
 
-def test_canonical_forms_differ_exactly_when_blocks_differ():
-    rows = all_rows(SMALL)
+@families
+def test_canonical_forms_differ_exactly_when_blocks_differ(space):
+    rows = all_rows(space)
     forms = {}
-    for arch, canonical in zip(SMALL.decode(rows), SMALL.decode(SMALL.canonical(rows)), strict=True):
-        chain = tuple(SMALL.blocks(arch).items())
+    for arch, canonical in zip(space.decode(rows), space.decode(space.canonical(rows)), strict=True):
+        chain = tuple(space.blocks(arch).items())
         assert forms.setdefault(canonical, chain) == chain
     assert len(set(forms.values())) == len(forms)
 
 
+@families
 @given(seeds)
 @settings(max_examples=30, deadline=None)
-def test_sample_mutate_crossover_stay_canonical_and_legal(seed):
+def test_sample_mutate_crossover_stay_canonical_and_legal(space, seed):
     rng = np.random.default_rng(seed)
-    first, second = SMALL.sample(rng, 20), SMALL.sample(rng, 20)
+    first, second = space.sample(rng, 20), space.sample(rng, 20)
     before = first.copy()
-    for population in (first, SMALL.mutate(first, rng, 0.3), SMALL.crossover(first, second, rng)):
+    for population in (first, space.mutate(first, rng, 0.3), space.crossover(first, second, rng)):
         assert (population >= 0).all()
-        assert (population < SMALL.num_options).all()
-        np.testing.assert_array_equal(SMALL.canonical(population), population)
-        for arch in SMALL.decode(population):
-            SMALL.check(arch)
+        assert (population < space.num_options).all()
+        np.testing.assert_array_equal(space.canonical(population), population)
+        for arch in space.decode(population):
+            space.check(arch)
     np.testing.assert_array_equal(first, before)
 
 
+@families
 @given(seeds)
 @settings(max_examples=30, deadline=None)
-def test_encode_decode_and_json_return_the_same_architecture(seed):
-    population = SMALL.sample(np.random.default_rng(seed), 5)
-    archs = SMALL.decode(population)
-    np.testing.assert_array_equal(SMALL.encode(archs), population)
+def test_encode_decode_and_json_return_the_same_architecture(space, seed):
+    population = space.sample(np.random.default_rng(seed), 5)
+    archs = space.decode(population)
+    np.testing.assert_array_equal(space.encode(archs), population)
     for arch in archs:
-        assert SMALL.from_json(json.loads(json.dumps(SMALL.to_json(arch)))) == arch
+        assert space.from_json(json.loads(json.dumps(space.to_json(arch)))) == arch
 
 
+@families
 @given(seeds)
 @settings(max_examples=30, deadline=None)
-def test_block_ids_name_the_blocks_of_each_architecture(seed):
-    population = SMALL.sample(np.random.default_rng(seed), 5)
-    for arch, ids in zip(SMALL.decode(population), SMALL.block_ids(population), strict=True):
-        assert [SMALL.all_blocks[i] for i in ids if i >= 0] == list(SMALL.blocks(arch).values())
+def test_block_ids_name_the_blocks_of_each_architecture(space, seed):
+    population = space.sample(np.random.default_rng(seed), 5)
+    for arch, ids in zip(space.decode(population), space.block_ids(population), strict=True):
+        assert [space.all_blocks[i] for i in ids if i >= 0] == list(space.blocks(arch).values())
 
 
 def test_crossover_takes_every_active_choice_from_a_parent():
@@ -108,12 +142,13 @@ def test_one_hot_marks_active_choices_and_leaves_others_empty():
     assert encoded.sum() == active.sum() == len(SMALL.dimensions) - 2
 
 
-def test_restricted_space_holds_one_network():
-    arch = SMALL.smallest
-    only = SMALL.restrict(arch)
+@families
+def test_restricted_space_holds_one_network(space):
+    arch = space.smallest
+    only = space.restrict(arch)
     assert only.size() == 1
     assert only.largest == only.smallest == arch
-    assert only.blocks(arch) == SMALL.blocks(arch)
+    assert only.blocks(arch) == space.blocks(arch)
 
 
 @pytest.mark.parametrize(
@@ -159,3 +194,41 @@ def test_block_spec_round_trips_and_refuses_foreign_fields():
     for bad in (3, {**spec.to_dict(), "x": 1}, {"kind": "conv"}, {**spec.to_dict(), "stride": "2"}, {**spec.to_dict(), "se": 1}):
         with pytest.raises(OfaError):
             BlockSpec.from_dict(bad)
+
+
+# -- every space that ships -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_spaces())
+def test_spaces_keep_their_promises(name):
+    space = get_space(name)
+    assert space.name == name
+    assert {d.name.rpartition(".")[2] for d in space.dimensions} <= {
+        "resolution",
+        "depth",
+        "kernel_size",
+        "expand_ratio",
+        "width",
+    }
+    stages = [slot.stage for slot in space.slots]
+    staged = [stage for stage in stages if stage]
+    assert staged == sorted(staged)
+    assert set(staged) == set(range(1, max(staged) + 1))
+    population = space.sample(np.random.default_rng(0), 20)
+    for arch, ids in zip(space.decode(population), space.block_ids(population), strict=True):
+        chain = list(space.blocks(arch).values())
+        assert [space.all_blocks[i] for i in ids if i >= 0] == chain
+        assert space.from_json(json.loads(json.dumps(space.to_json(arch)))) == arch
+        for block, following in itertools.pairwise(chain):
+            assert following.in_channels == block.out_channels
+            assert following.resolution == block.out_resolution
+        assert chain[-1].out_channels == space.num_classes
+
+
+@pytest.mark.parametrize("name", list_spaces())
+def test_number_of_classes_is_free(name):
+    space = get_space(name, num_classes=3)
+    assert space.blocks(space.smallest)["classifier"].out_channels == 3
+    only = space.restrict(space.smallest).with_num_classes(5)
+    assert only.blocks(space.smallest)["classifier"].out_channels == 5
+    assert only.size() == 1
