@@ -40,7 +40,7 @@ class ElasticBlock(nn.Module):
     """Shared weights of all blocks that can stand in one slot; every call names the block that it runs.
 
     A block is named by its *skeleton*: the static block on torch's meta device, without memory. Running it means lending it
-    slices of the shared tensors. (torch.func.functional_call does the same in ten times the time.)
+    slices of the shared tensors. (torch.func.functional_call does the same at twice the cost.)
     """
 
     def __init__(self, specs: Sequence[BlockSpec], *, bn_eps: float, kernel_transforms: bool, device: str = "cpu") -> None:

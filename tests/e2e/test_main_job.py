@@ -15,10 +15,14 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from deploy.export import export_subnet
 from deploy.limits import parse_limit
-from ofa.artefacts import read_json, read_jsonl
+from deploy.verify import verify_model
+from ofa.artefacts import read_json, read_jsonl, write_json
 from ofa.run_dir import Run
 from ofa.space import ARCH_SCHEMA
+from ofa.training.config import TrainConfig
+from ofa.training.loop import train_supernet
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -118,12 +122,14 @@ def code_blocks(language, path="README.md"):
 
 @pytest.fixture
 def readme_environment(tmp_path):
-    """A directory of its own and `ofa` on the path."""
-    command = tmp_path / "bin" / "ofa"
-    command.parent.mkdir()
-    command.write_text(f"#!{sys.executable}\nfrom search.cli import main\nmain()\n")
-    command.chmod(command.stat().st_mode | stat.S_IXUSR)
-    return {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    """A directory of its own, `ofa` and `torchrun` on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, module in (("ofa", "search.cli"), ("torchrun", "torch.distributed.run")):
+        command = folder / name
+        command.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n")
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
 def test_readme_shell_commands_run_as_written(tmp_path, readme_environment):
@@ -146,6 +152,20 @@ def test_readme_shell_commands_run_as_written(tmp_path, readme_environment):
     assert (tmp_path / "runs" / "digits" / "report.html").exists()
 
 
+@pytest.mark.slow
+def test_training_commands_run_as_written(tmp_path, readme_environment):
+    commands = [line for block in code_blocks("console", "docs/training.md") for line in block.splitlines()]
+    assert len(commands) == 10
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=readme_environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    (block,) = code_blocks("python", "docs/training.md")
+    done = subprocess.run([sys.executable, "-c", block], env=readme_environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[2, 2, 2, 2, 2]\n"), done.stderr
+
+
 def test_readme_python_runs_as_written(tmp_path, readme_environment):
     (block,) = code_blocks("python")
     done = subprocess.run(
@@ -164,7 +184,7 @@ def test_readme_make_targets_exist_and_ci_calls_the_test_command():
 
 
 def test_documented_space_and_device_work(tmp_path, readme_environment, monkeypatch):
-    space, *_ = code_blocks("python", "docs/adding.md")
+    space = documented_spaces()["mylab.wide"]
     device, *_ = code_blocks("toml", "docs/adding.md")
     (tmp_path / "mylab").mkdir()
     (tmp_path / "mylab" / "wide.py").write_text(space)
@@ -179,6 +199,25 @@ def test_documented_space_and_device_work(tmp_path, readme_environment, monkeypa
     ):
         done = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def documented_spaces():
+    """Name -> the code of its file, of all spaces in docs/adding.md."""
+    blocks = [block for block in code_blocks("python", "docs/adding.md") if "SPACE = " in block]
+    return {re.search('name="(.*)"', block)[1]: block for block in blocks}
+
+
+@pytest.mark.parametrize("name", ["mylab.residual", "mylab.shared"])
+def test_documented_families_work(name, tmp_path, monkeypatch):
+    path = tmp_path / f"{name.replace('.', '/')}.py"
+    path.parent.mkdir()
+    path.write_text(documented_spaces()[name])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mylab", raising=False)
+    run = train_supernet(name, "digits", tmp_path / "run", config=TrainConfig(epochs=1, batch_size=512))
+    write_json(tmp_path / "arch.json", run.space.to_json(run.space.smallest))
+    exported = export_subnet(tmp_path / "arch.json", tmp_path / "out", run=run.path)
+    assert verify_model(exported.path, limits=["params <= 1M", "macs <= 50M"], seconds=0.1).ok
 
 
 def test_documents_link_to_files_that_exist():
