@@ -14,7 +14,6 @@ from ofa.cli_support import command, print_json
 from ofa.training.config import TrainConfig
 
 DEFAULTS = TrainConfig()
-IMAGES, OPTIMISATION, LEARNING, MACHINE = "Images", "Optimisation", "What subnets learn from", "Machine and files"
 
 
 class Resume(str, Enum):
@@ -49,95 +48,73 @@ def train(
     teacher: Annotated[
         Path | None, typer.Option(help="Run directory or ONNX file to learn from, instead of the largest network.")
     ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(help="Share of the training images held out for search.", rich_help_panel=IMAGES)
-    ] = 0.1,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the training images held out for search.")] = 0.1,
     flip: Annotated[
         bool | None,
-        typer.Option(
-            "--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.", rich_help_panel=IMAGES
-        ),
+        typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes."),
     ] = None,
     crop_scale: Annotated[
         float,
-        typer.Option(help="Least share of the area in a random crop; 1: shifts by up to an eighth.", rich_help_panel=IMAGES),
+        typer.Option(help="Least share of the area in a random crop; 1: shifts by up to an eighth."),
     ] = DEFAULTS.crop_scale,
-    mixup: Annotated[float, typer.Option(help="Mixup's Beta parameter; 0 = off.", rich_help_panel=IMAGES)] = DEFAULTS.mixup,
-    cutmix: Annotated[float, typer.Option(help="CutMix's Beta parameter; 0 = off.", rich_help_panel=IMAGES)] = DEFAULTS.cutmix,
+    mixup: Annotated[float, typer.Option(help="Mixup's Beta parameter; 0 = off.")] = DEFAULTS.mixup,
+    cutmix: Annotated[float, typer.Option(help="CutMix's Beta parameter; 0 = off.")] = DEFAULTS.cutmix,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out.", rich_help_panel=IMAGES),
+        typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out."),
     ] = False,
-    optimizer: Annotated[
-        str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw.", rich_help_panel=OPTIMISATION)
-    ] = DEFAULTS.optimizer,
-    schedule: Annotated[
-        str, typer.Option(help="Fall of the learning rate: cosine, exponential or linear.", rich_help_panel=OPTIMISATION)
-    ] = DEFAULTS.schedule,
+    optimizer: Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw.")] = DEFAULTS.optimizer,
+    schedule: Annotated[str, typer.Option(help="Fall of the learning rate: cosine, exponential or linear.")] = DEFAULTS.schedule,
     lr_floor: Annotated[
         float,
-        typer.Option(help="Share of the peak that the rate never falls below (BigNAS: 0.05).", rich_help_panel=OPTIMISATION),
+        typer.Option(help="Share of the peak that the rate never falls below (BigNAS: 0.05)."),
     ] = DEFAULTS.lr_floor,
-    warmup: Annotated[
-        float, typer.Option(help="Share of the steps over which the rate rises.", rich_help_panel=OPTIMISATION)
-    ] = DEFAULTS.warmup,
-    weight_decay: Annotated[
-        float, typer.Option(help="Weight decay of convolutions and linear layers.", rich_help_panel=OPTIMISATION)
-    ] = DEFAULTS.weight_decay,
-    clip_norm: Annotated[
-        float, typer.Option(help="Largest gradient norm of a step; 0 = no clipping.", rich_help_panel=OPTIMISATION)
-    ] = DEFAULTS.clip_norm,
+    warmup: Annotated[float, typer.Option(help="Share of the steps over which the rate rises.")] = DEFAULTS.warmup,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of convolutions and linear layers.")] = DEFAULTS.weight_decay,
+    clip_norm: Annotated[float, typer.Option(help="Largest gradient norm of a step; 0 = no clipping.")] = DEFAULTS.clip_norm,
     ema_decay: Annotated[
-        float, typer.Option(help="Use a moving average of the weights with this decay; 0 = off.", rich_help_panel=OPTIMISATION)
+        float, typer.Option(help="Use a moving average of the weights with this decay; 0 = off.")
     ] = DEFAULTS.ema_decay,
-    precision: Annotated[
-        str, typer.Option(help="fp32, bf16, fp16, or auto: the faster of them.", rich_help_panel=OPTIMISATION)
-    ] = DEFAULTS.precision,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: the faster of them.")] = DEFAULTS.precision,
     label_smoothing: Annotated[
-        float, typer.Option(help="Label smoothing (sandwich: of the largest network).", rich_help_panel=LEARNING)
+        float, typer.Option(help="Label smoothing (sandwich: of the largest network).")
     ] = DEFAULTS.label_smoothing,
-    dropout: Annotated[
-        float, typer.Option(help="Dropout before the classifier (likewise).", rich_help_panel=LEARNING)
-    ] = DEFAULTS.dropout,
+    dropout: Annotated[float, typer.Option(help="Dropout before the classifier (likewise).")] = DEFAULTS.dropout,
     drop_connect: Annotated[
-        float, typer.Option(help="Drop whole residual branches of the last two stages (likewise).", rich_help_panel=LEARNING)
+        float, typer.Option(help="Drop whole residual branches of the last two stages (likewise).")
     ] = DEFAULTS.drop_connect,
     distillation: Annotated[
         str,
-        typer.Option(help="How subnets learn from a teacher: soft_ce, kl, alpha (AlphaNet) or none.", rich_help_panel=LEARNING),
+        typer.Option(help="How subnets learn from a teacher: soft_ce, kl, alpha (AlphaNet) or none."),
     ] = DEFAULTS.distillation,
-    temperature: Annotated[float, typer.Option(help="Of the distillation.", rich_help_panel=LEARNING)] = DEFAULTS.temperature,
-    kd_ratio: Annotated[
-        float, typer.Option(help="Weight of an external teacher's loss beside the labels'.", rich_help_panel=LEARNING)
-    ] = DEFAULTS.kd_ratio,
-    num_random: Annotated[
-        int, typer.Option(help="Sandwich, attentive: random subnets a step.", rich_help_panel=LEARNING)
-    ] = DEFAULTS.num_random,
+    temperature: Annotated[float, typer.Option(help="Of the distillation.")] = DEFAULTS.temperature,
+    kd_ratio: Annotated[float, typer.Option(help="Weight of an external teacher's loss beside the labels'.")] = DEFAULTS.kd_ratio,
+    num_random: Annotated[int, typer.Option(help="Sandwich, attentive: random subnets a step.")] = DEFAULTS.num_random,
     num_candidates: Annotated[
-        int, typer.Option(help="Attentive: subnets of about equal MACs to choose one from.", rich_help_panel=LEARNING)
+        int, typer.Option(help="Attentive: subnets of about equal MACs to choose one from.")
     ] = DEFAULTS.num_candidates,
     prefer: Annotated[
-        str, typer.Option(help="Attentive: train the best (BestUp) or the worst (WorstUp) of them.", rich_help_panel=LEARNING)
+        str, typer.Option(help="Attentive: train the best (BestUp) or the worst (WorstUp) of them.")
     ] = DEFAULTS.prefer,
     skip_teacher: Annotated[
         bool,
-        typer.Option("--skip-teacher", help="Progressive: --init holds a trained largest network.", rich_help_panel=LEARNING),
+        typer.Option("--skip-teacher", help="Progressive: --init holds a trained largest network."),
     ] = DEFAULTS.skip_teacher,
-    keep: Annotated[int, typer.Option(help="Newest checkpoints to keep; the best stays besides.", rich_help_panel=MACHINE)] = 2,
-    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...", rich_help_panel=MACHINE)] = "auto",
+    keep: Annotated[int, typer.Option(help="Newest checkpoints to keep; the best stays besides.")] = 2,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
     sync_batchnorm: Annotated[
         bool,
-        typer.Option("--sync-batchnorm", help="BatchNorm over the images of all processes.", rich_help_panel=MACHINE),
+        typer.Option("--sync-batchnorm", help="BatchNorm over the images of all processes."),
     ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.", rich_help_panel=MACHINE)
-    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.")] = False,
 ) -> Path | None:
     """Train a supernet on images: once, for all devices.
 
     Example: ofa train --space mbv3_small_image --data cifar10 --out runs/cifar10 --epochs 12
 
     On several GPUs or machines: torchrun --nproc-per-node 8 --no-python ofa train ...
+
+    The first options matter most; docs/training.md explains all and lists the published recipes.
     """
     arguments = dict(locals())
 

@@ -108,6 +108,7 @@ def describe_cost(key: str, value: float) -> str:
 
 for verb in (
     ofa.cli.train,
+    ofa.cli.specialize,
     latency.cli.profile,
     search,
     deploy.cli.export,
