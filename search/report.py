@@ -29,6 +29,7 @@ from search.evidence import Network, Search, best_of, read_exports, read_searche
 from search.pareto import non_dominated
 from search.plots import Bound, Point, agreement_plot, curves_plot, pareto_plot
 
+LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
 WIDE, NARROW = (920.0, 420.0), (380.0, 380.0)  # px; a plot that is only scaled down cannot be read on a phone
 
@@ -159,16 +160,18 @@ def _training(run: Run) -> dict[str, Any] | None:
     records = [r for r in read_jsonl(run.supernet_dir / "metrics.jsonl") if _is_number(r.get("epoch"))]
     lines = {
         name: [(float(r["epoch"]), float(r[name]) * (1 if name == "loss" else 100)) for r in records if _is_number(r.get(name))]
-        for name in ("loss", "top1_largest", "top1_smallest")
+        for name in ("loss", *(f"top1_{subnet}" for subnet in LOOKED_AT))
     }
     if not lines["loss"]:
         return None
     seconds = [float(r["seconds"]) for r in records if _is_number(r.get("seconds"))]
     # the clock starts again whenever training is resumed
     total = sum(now - before if now >= before else now for before, now in zip([0.0, *seconds], seconds, strict=False))
-    top1 = [("largest", lines["top1_largest"]), ("smallest", lines["top1_smallest"])]
+    top1 = [(style, lines[f"top1_{subnet}"]) for subnet, style in LOOKED_AT.items()]
+    phases = dict.fromkeys(str(r["phase"]) for r in records if "phase" in r)
     return {
         "epochs": records[-1]["epoch"],
+        "phases": list(phases),
         "duration": _duration(total),
         "last": {name: line[-1][1] for name, line in lines.items() if line},
         "loss": curves_plot([("loss", lines["loss"])], y_title="Training loss, nats"),
