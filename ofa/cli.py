@@ -224,7 +224,8 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
         print_json(rows)
         return None
     for name, row in rows.items():
-        pixels = ", ".join(map(str, row["resolutions"]))
+        sizes = row["resolutions"]
+        pixels = ", ".join(map(str, sizes)) if len(sizes) < 10 else f"{len(sizes)} sizes of {sizes[0]} to {sizes[-1]}"
         choices = ", ".join(row["elastic"])
         print(f"{name:20} {row['networks']:.1e} networks, {row['blocks']} distinct blocks, {pixels} px, elastic {choices}")
     return None

@@ -128,9 +128,9 @@ def _registries(module: nn.Module) -> tuple[dict[str, Tensor | None], dict[str, 
 def _copy_structure(module: nn.Module) -> nn.Module:
     """Copy a module and its children in eval mode; tensors are handed over. Building anew would take ten times as long."""
     copy = type(module).__new__(type(module))
+    attributes = copy.__dict__
     for name, value in module.__dict__.items():
-        copy.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
-    for name, child in module.named_children():
-        copy._modules[name] = _copy_structure(child)
-    copy.training = False
+        attributes[name] = value.copy() if isinstance(value, (dict, set)) else value
+    attributes["_modules"] = {name: child and _copy_structure(child) for name, child in module._modules.items()}
+    attributes["training"] = False
     return copy

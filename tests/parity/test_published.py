@@ -42,8 +42,8 @@ def read_cases(net):
     found = {}
     for path in paths:
         for case in json.loads(path.read_text()).get("cases", []):
-            found.setdefault(case["index"], case)
-    return [found[index] for index in sorted(found)]
+            found.setdefault((case["index"], str(case["arch"])), case)
+    return [found[key] for key in sorted(found)]
 
 
 CASES = [pytest.param(net, case, id=f"{net}-{case['index']}") for net in SPACES for case in read_cases(net)]
