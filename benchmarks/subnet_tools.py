@@ -1,10 +1,14 @@
-"""What is done to every subnet that is looked at: extraction and BatchNorm re-calibration, against the published way.
+"""What is done to every subnet that is looked at: extraction, BatchNorm re-calibration, accuracy; against the published way.
 
     python benchmarks/subnet_tools.py [--space ofa_mbv3_w1_0] [--rounds 5]
+    python benchmarks/subnet_tools.py --accuracy [--space mbv3_small_image]
 
 Published way (MIT's once-for-all): copy the whole supernet, replace the forward of every BatchNorm by a function that computes
 mean and variance by hand, run the batches, write the averages back. Ours: extract the subnet, run torch's own BatchNorm.
 Both give the same statistics, which is checked. Medians of interleaved rounds.
+
+--accuracy: calibrating and evaluating subnets together, common blocks computed once, against one after the other, for random
+subnets and for a population as evolution breeds it.
 """
 
 from __future__ import annotations
@@ -19,8 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofa import ArchConfig, Supernet, get_space
-from ofa.training.calibration import calibrate
+from ofa import ArchConfig, SearchSpace, Supernet, get_space
+from ofa.run_dir import max_resolution
+from ofa.training.calibration import calibrate, top1
+from ofa.training.data import Images, Preprocessing, calibration_batches
+from ofa.training.evaluation import evaluate
 
 
 def main() -> None:
@@ -29,8 +36,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--accuracy", action="store_true")
     args = parser.parse_args()
     space = get_space(args.space)
+    if args.accuracy:
+        accuracy(space, args.rounds)
+        return
     net = Supernet(space).eval()
     (drawn,) = space.decode(space.sample(np.random.default_rng(0), 1))
     print(f"{space.name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -53,6 +64,35 @@ def main() -> None:
             f"| {times[0] / times[2]:.2f} |",
             flush=True,
         )
+
+
+def accuracy(space: SearchSpace, rounds: int) -> None:
+    size = max_resolution(space)
+    pixels = torch.randint(0, 256, (1_500, 3, size, size), dtype=torch.uint8)
+    data = Images(pixels, torch.randint(0, 10, (len(pixels),)), tuple("0123456789"))
+    preprocess = Preprocessing.of(data, flip=False)
+    net, rng = Supernet(space).eval(), np.random.default_rng(0)
+    parents = np.repeat(space.sample(rng, 2), 8, axis=0)
+    print("| 16 subnets | one after the other s | together s | ratio |\n|---|---|---|---|")
+    for name, population in {"random": space.sample(rng, 16), "evolved": space.mutate(parents, rng, 0.1)}.items():
+        archs = space.decode(population)
+        ways = [
+            lambda archs=archs: one_by_one(net, archs, data, preprocess),
+            lambda archs=archs: evaluate(net, archs, data, data, preprocess, num_calibration=500),
+        ]
+        assert ways[0]() == ways[1]()
+        one, together = np.median([[seconds(way) for way in ways] for _ in range(rounds)], axis=0)
+        print(f"| {name} | {one:.2f} | {together:.2f} | {one / together:.2f} |", flush=True)
+
+
+def one_by_one(net: Supernet, archs: list[ArchConfig], data: Images, preprocess: Preprocessing) -> list[float]:
+    found = []
+    for arch in archs:
+        resolution = net.space.resolution(arch)
+        subnet = net.extract(arch).to(memory_format=torch.channels_last)
+        calibrate(subnet, calibration_batches(data, preprocess, resolution, num_images=500))
+        found.append(top1(subnet, data, preprocess, resolution))
+    return found
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -115,11 +115,14 @@ class Supernet(nn.Module):
 
         The copy shares no memory with the supernet, and in eval mode its outputs equal the supernet's.
         """
-        blocks = self.space.blocks(arch)
-        chain = OrderedDict((name, self._layer(name).extract(self._skeleton(spec))) for name, spec in blocks.items())
-        net = nn.Sequential(chain)
+        steps = self.space.blocks(arch).items()
+        net = nn.Sequential(OrderedDict((name, self.extract_block(name, spec)) for name, spec in steps))
         net.training = False  # as its blocks are
         return net
+
+    def extract_block(self, name: str, spec: BlockSpec) -> nn.Module:
+        """Return one block of an architecture as `extract` would."""
+        return self._layer(name).extract(self._skeleton(spec))
 
     def _layer(self, name: str) -> ElasticBlock:
         layer = self.layers[name]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ofa.artefacts import append_jsonl, read_jsonl
@@ -20,10 +19,11 @@ from ofa.progress import progress
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from ofa.supernet import Supernet
-from ofa.training.calibration import calibrate, top1
-from ofa.training.data import Images, calibration_batches
+from ofa.training.data import Images
+from ofa.training.evaluation import evaluate
 
 CALIBRATION_IMAGES = 1_000
+GROUP = 8  # architectures that are measured together
 MAX_VALIDATION_IMAGES = 5_000
 
 
@@ -54,10 +54,20 @@ class SupernetAccuracy:
         todo = {key: arch for key, arch in zip(keys, canonical, strict=True) if key not in self._known}
         if todo:
             with progress("measuring accuracy", len(todo)) as advance:
-                for key, arch in todo.items():
-                    self._known[key] = self._measure(arch)
-                    append_jsonl(self.journal, {"key": key, "values": list(arch.values), "top1": self._known[key]})
-                    advance(note=f"top-1 {self._known[key]:.4f}")
+                for group in self._groups(todo):
+                    train, validation = self._images
+                    found = evaluate(
+                        self._supernet,
+                        [todo[key] for key in group],
+                        train,
+                        validation,
+                        self.run.preprocess,
+                        num_calibration=CALIBRATION_IMAGES,
+                    )
+                    for key, top1 in zip(group, found, strict=True):
+                        self._known[key] = top1
+                        append_jsonl(self.journal, {"key": key, "values": list(todo[key].values), "top1": top1})
+                        advance(note=f"top-1 {top1:.4f}")
         return np.array([self._known[key] for key in keys])
 
     def count_known(self, archs: Sequence[ArchConfig]) -> int:
@@ -75,14 +85,13 @@ class SupernetAccuracy:
                     archs.append(self.run.space.check(arch))
         return list(dict.fromkeys(archs))
 
-    def _measure(self, arch: ArchConfig) -> float:
-        resolution = self.run.space.resolution(arch)
-        net = self._supernet.extract(arch).to(memory_format=torch.channels_last)
-        if resolution not in self._calibration:
-            train, preprocess = self._images[0], self.run.preprocess
-            self._calibration[resolution] = calibration_batches(train, preprocess, resolution, num_images=CALIBRATION_IMAGES)
-        calibrate(net, self._calibration[resolution])
-        return top1(net, self._images[1], self.run.preprocess, resolution)
+    def _groups(self, todo: Mapping[str, ArchConfig]) -> Iterator[list[str]]:
+        """Split architectures into groups that begin alike, small enough that an interruption costs little."""
+        keys = list(todo)
+        ids = self.run.space.block_ids(self.run.space.encode(list(todo.values())))
+        ordered = [keys[i] for i in np.lexsort(ids.T[::-1])]
+        for start in range(0, len(ordered), GROUP):
+            yield ordered[start : start + GROUP]
 
     def _key(self, arch: ArchConfig) -> str:
         return hashlib.sha256(f"{self._context}|{arch.values!r}".encode()).hexdigest()[:32]
@@ -103,10 +112,6 @@ class SupernetAccuracy:
         train, validation = self.run.load_train_and_validation()
         chosen = np.random.default_rng(0).permutation(len(validation))[:MAX_VALIDATION_IMAGES]
         return train, validation.subset(np.sort(chosen))
-
-    @cached_property
-    def _calibration(self) -> dict[int, list[torch.Tensor]]:
-        return {}
 
 
 def _is_trial(record: dict[str, object]) -> bool:

@@ -5,7 +5,8 @@ The supernet's running statistics are a mixture of all subnets that were trained
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,40 +30,61 @@ def calibrate(net: nn.Module, batches: list[Tensor]) -> None:
     """
     if not sum(len(batch) for batch in batches):
         raise ValueError("calibrate needs at least one image")
+    with recording(net) as recorder:
+        for batch in batches:
+            net(batch)
+            recorder.take(len(batch))
+
+
+class Recorder:
+    """Gathers the statistics of each batch that ran through a network; see `recording`."""
+
+    def __init__(self, norms: list[nn.BatchNorm2d]) -> None:
+        self._total = 0
+        self._statistics = {norm: (norm.get_buffer("running_mean"), norm.get_buffer("running_var")) for norm in norms}
+        self._sums = {norm: [torch.zeros_like(each) for each in pair] for norm, pair in self._statistics.items()}
+        self._values = dict.fromkeys(norms, 0)  # values per channel that the last batch's variance was taken over
+        self.hooks = [norm.register_forward_pre_hook(self._count) for norm in norms]
+
+    def take(self, num_images: int) -> None:
+        """Take in the statistics of the batch that just ran."""
+        self._total += num_images
+        for norm, (mean, var) in self._statistics.items():
+            biased = (self._values[norm] - 1) / self._values[norm]  # torch keeps the unbiased variance
+            self._sums[norm][0] += mean * num_images
+            self._sums[norm][1] += var * (biased * num_images)
+
+    def write(self) -> None:
+        """Make the averages the running statistics."""
+        for norm, pair in self._statistics.items():
+            for statistic, total in zip(pair, self._sums[norm], strict=True):
+                statistic.copy_(total / self._total)
+
+    def _count(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        self._values[norm] = inputs[0].numel() // inputs[0].shape[1]
+
+
+@contextmanager
+def recording(net: nn.Module) -> Iterator[Recorder]:
+    """Inside, BatchNorm normalises with each batch's own statistics; at the end their averages become the running ones."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    statistics = {norm: (norm.get_buffer("running_mean"), norm.get_buffer("running_var")) for norm in norms}
-    values = dict.fromkeys(norms, 0)  # values per channel that the last batch's variance was taken over
-    saved = {module: module.training for module in net.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-
-    def count(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        values[norm] = inputs[0].numel() // inputs[0].shape[1]
-
-    hooks = [norm.register_forward_pre_hook(count) for norm in norms]
-    sums = {norm: [torch.zeros_like(mean), torch.zeros_like(var)] for norm, (mean, var) in statistics.items()}
-    total = 0
+    modes, momenta = {module: module.training for module in net.modules()}, {norm: norm.momentum for norm in norms}
+    recorder = Recorder(norms)
     try:
         net.eval()
         for norm in norms:
             norm.train()
             norm.momentum = 1.0  # the running statistics become exactly those of the batch
-        for batch in batches:
-            net(batch)
-            total += len(batch)
-            for norm, (mean, var) in statistics.items():
-                biased = (values[norm] - 1) / values[norm]  # torch keeps the unbiased variance
-                sums[norm][0] += mean * len(batch)
-                sums[norm][1] += var * (biased * len(batch))
+        yield recorder
     finally:
-        for hook in hooks:
+        for hook in recorder.hooks:
             hook.remove()
-        for module, training in saved.items():
+        for module, training in modes.items():
             module.training = training
         for norm in norms:
             norm.momentum = momenta[norm]
-    for norm, (mean, var) in statistics.items():
-        mean.copy_(sums[norm][0] / total)
-        var.copy_(sums[norm][1] / total)
+    recorder.write()
 
 
 @torch.no_grad()

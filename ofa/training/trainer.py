@@ -325,7 +325,7 @@ class Trainer:
         if left == 0 and (epoch % self.look.every == 0 or self.step == self.total_steps):
             looked = time.monotonic()
             with self._averaged():
-                found = look_at(self.net, self.look, self.images, self.validation, self.preprocess, self.world.device)
+                found = look_at(self.net, self.look, self.images, self.validation, self.preprocess)
             record = {**record, **found, "look_seconds": round(time.monotonic() - looked, 1)}
         if left == 0:
             facts = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k == "lr" or k == "loss" or k in found)

@@ -10,13 +10,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ofa.counts import macs
 from ofa.space import ArchConfig, SearchSpace
 from ofa.supernet import Supernet
-from ofa.training.calibration import calibrate, top1
-from ofa.training.data import Images, Preprocessing, calibration_batches
+from ofa.training.data import Images, Preprocessing
+from ofa.training.evaluation import evaluate
 
 BUDGET = 0.08  # of the training's multiply-adds; small networks are slower than their count says
 LEAST_IMAGES, CALIBRATION_IMAGES = 200, 200
@@ -51,18 +50,9 @@ def plan_look(space: SearchSpace, *, epoch_images: int, num_validation: int, ste
     return Look(archs, int(min(num_validation, max(least, affordable))), every)
 
 
-def look_at(
-    net: Supernet, look: Look, train: Images, validation: Images, preprocess: Preprocessing, device: torch.device
-) -> dict[str, float]:
+def look_at(net: Supernet, look: Look, train: Images, validation: Images, preprocess: Preprocessing) -> dict[str, float]:
     """Return top-1 of each of the look's subnets, in [0, 1]."""
     chosen = np.linspace(0, len(validation) - 1, look.num_images).round().astype(np.int64)
     some = validation.subset(np.unique(chosen))
-    found = {}
-    for name, arch in look.archs.items():
-        resolution = net.space.resolution(arch)
-        subnet = net.extract(arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        calibrate(
-            subnet, [b.to(device) for b in calibration_batches(train, preprocess, resolution, num_images=CALIBRATION_IMAGES)]
-        )
-        found[name] = top1(lambda images, subnet=subnet: subnet(images.to(device)).cpu(), some, preprocess, resolution)  # type: ignore[misc]
-    return found
+    found = evaluate(net, list(look.archs.values()), train, some, preprocess, num_calibration=CALIBRATION_IMAGES)
+    return dict(zip(look.archs, found, strict=True))

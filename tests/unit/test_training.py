@@ -21,6 +21,7 @@ from ofa.counts import params as count_params
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.spaces import get_space
+from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate, top1
 from ofa.training.checkpoint import best_checkpoint, list_checkpoints, save_checkpoint
 from ofa.training.config import TrainConfig
@@ -34,6 +35,7 @@ from ofa.training.data import (
     steps_per_epoch,
     training_batch,
 )
+from ofa.training.evaluation import evaluate
 from ofa.training.loop import train_supernet
 from ofa.training.specialize import specialize
 from ofa.training.teacher import open_teacher
@@ -233,6 +235,30 @@ def test_top1_counts_over_uneven_batches():
         always_first[1].weight.zero_()
         always_first[1].bias.copy_(torch.tensor([1.0, 0.0]))
     assert top1(always_first, data, Preprocessing((0.5,) * 3, (1.0,) * 3, False), 8, batch_size=3) == pytest.approx(5 / 7)
+
+
+def test_evaluating_together_equals_one_after_the_other_and_runs_common_blocks_once(base, monkeypatch):
+    net = base.load_supernet()
+    data = load_images("digits", "train")
+    preprocess = Preprocessing.of(data, flip=False)
+    some = data.subset(np.arange(300))
+    rng = np.random.default_rng(0)
+    population = SPACE.sample(rng, 6)
+    population[:, SPACE.column["resolution"]] = [0, 0, 0, 1, 1, 2]
+    archs = SPACE.decode(SPACE.canonical(population)) + [SPACE.smallest] * 2
+    expected = []
+    for arch in archs:
+        subnet = net.extract(arch).to(memory_format=torch.channels_last)
+        calibrate(subnet, calibration_batches(data, preprocess, SPACE.resolution(arch), num_images=250))
+        expected.append(top1(subnet, some, preprocess, SPACE.resolution(arch), batch_size=120))
+    extracted = []
+    extract_block = Supernet.extract_block
+    monkeypatch.setattr(Supernet, "extract_block", lambda self, *step: extracted.append(step) or extract_block(self, *step))
+    assert evaluate(net, archs, data, some, preprocess, num_calibration=250, batch_size=120) == expected
+    assert len(set(expected)) > 2
+    assert sum(name == "stem" for name, _ in extracted) == 3  # one a resolution
+    sequences = [tuple(SPACE.blocks(arch).items()) for arch in archs]
+    assert len(extracted) == len({sequence[:n] for sequence in sequences for n in range(1, len(sequence) + 1)})
 
 
 # -- the loop -------------------------------------------------------------------------------------------------------
