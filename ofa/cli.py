@@ -42,7 +42,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = DEFAULTS.seed,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
     arch: Annotated[
-        Path | None, typer.Option(help="arch.json of one network to train alone: the baseline for what it inherits.")
+        Path | None,
+        typer.Option(help="arch.json, or a search's best/, of one network to train alone."),
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Run whose weights to start from, of the same space.")] = None,
     teacher: Annotated[
@@ -123,7 +124,7 @@ def train(
     from ofa.spaces import get_space
     from ofa.training.loop import train_supernet
 
-    only = None if arch is None else get_space(space).from_json(read_json(arch, schema=ARCH_SCHEMA))
+    only = None if arch is None else get_space(space).from_json(read_json(_arch_file(arch), schema=ARCH_SCHEMA))
     run = train_supernet(
         space,
         data,
@@ -141,7 +142,7 @@ def train(
         tensorboard=tensorboard,
         device=device,
     )
-    return run.path if int(os.environ.get("RANK", 0)) == 0 else None
+    return run.path if _is_first_process() else None
 
 
 @command
@@ -151,9 +152,11 @@ def specialize(
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 5,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.02,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; default: the supernet's.")] = None,
     distill: Annotated[
         bool, typer.Option("--distill/--no-distill", help="Learn from the supernet's largest network besides the labels.")
     ] = True,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
 ) -> Path | None:
     """Fine-tune one subnet, starting from the weights that it inherits.
@@ -166,9 +169,19 @@ def specialize(
     from ofa.training.specialize import specialize as fine_tune
 
     trained = Run(run)
-    path = arch / "arch.json" if arch.is_dir() else arch
-    chosen = trained.space.from_json(read_json(path, schema=ARCH_SCHEMA))
-    return fine_tune(trained, chosen, out, epochs=epochs, lr=lr, distill=distill, resume=resume is Resume.auto).path
+    chosen = trained.space.from_json(read_json(_arch_file(arch), schema=ARCH_SCHEMA))
+    tuned = fine_tune(
+        trained,
+        chosen,
+        out,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        distill=distill,
+        resume=resume is Resume.auto,
+        device=device,
+    )
+    return tuned.path if _is_first_process() else None
 
 
 @command
@@ -229,3 +242,12 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
         choices = ", ".join(row["elastic"])
         print(f"{name:20} {row['networks']:.1e} networks, {row['blocks']} distinct blocks, {pixels} px, elastic {choices}")
     return None
+
+
+def _arch_file(path: Path) -> Path:
+    return path / "arch.json" if path.is_dir() else path
+
+
+def _is_first_process() -> bool:
+    """Whether this process is the one that writes, of those that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0

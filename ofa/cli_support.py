@@ -34,7 +34,7 @@ def command(function: Callable[..., Path | None]) -> Callable[..., None]:
 
                 Run(run).log_command(["ofa", *sys.argv[1:]], time.monotonic() - began)
         except OfaError as error:
-            _fail(str(error), error.exit_code)
+            _fail(None if error.told else str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail(
                 "interrupted; what was finished is kept: give the same command again (for train, with --resume auto)", INTERRUPTED
@@ -57,8 +57,9 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str | None, code: int) -> None:
+    if message is not None:
+        print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(code)
 
 

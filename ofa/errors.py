@@ -9,3 +9,4 @@ class OfaError(ValueError):
     """What went wrong, the value, what was expected and the way out, in one line."""
 
     exit_code = 1
+    told = False  # another process of the same training has said it already

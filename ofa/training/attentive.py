@@ -18,7 +18,7 @@ from ofa.space import ArchConfig, SearchSpace
 from ofa.training.config import TrainConfig
 from ofa.training.rules import Lesson, Sandwich
 
-POOL = 512  # architectures drawn to find candidates of about equal cost among
+POOL = 8  # architectures drawn for each candidate, so that candidates cost about the same; at least 512
 FADING = 0.999  # weight of a step after the next one
 RIDGE = 1.0
 MIN_OBSERVATIONS = 64  # before that the choice is random
@@ -37,9 +37,9 @@ class Attentive(Sandwich):
         self._count = 0
 
     def _random(self, rng: np.random.Generator) -> list[ArchConfig]:
-        pool = self.space.sample(rng, POOL)
+        pool = self.space.sample(rng, max(512, POOL * self.config.num_candidates))
         cost = macs(self.space, pool)
-        anchors = rng.integers(POOL, size=self.config.num_random)
+        anchors = rng.integers(len(pool), size=self.config.num_random)
         near = np.argsort(np.abs(cost[None] - cost[anchors, None]), axis=1, kind="stable")[:, : self.config.num_candidates]
         if self._count < MIN_OBSERVATIONS:
             return self.space.decode(pool[anchors])

@@ -70,7 +70,8 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{step:06d}"
     temporary = folder / f".{target.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_over in folder.glob(".step_*.partial"):  # of a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
     try:
         temporary.mkdir()
         files = {MODEL: weights, TRAINING: training or {}}

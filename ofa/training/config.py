@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ofa.errors import OfaError
 
@@ -28,7 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and largest legal value
     "dropout": (0, 0.99),
     "drop_connect": (0, 0.99),
     "num_random": (1, 64),
-    "num_candidates": (1, 10_000),
+    "num_candidates": (1, 1_000),
     "temperature": (1e-3, 1e3),
     "kd_ratio": (0, math.inf),
     "mixup": (0, math.inf),
@@ -59,7 +59,7 @@ class TrainConfig:
     num_random: int = 2  # random subnets a step, besides the largest and the smallest
     distillation: str = "soft_ce"  # how a subnet learns from its teacher; "none": from the labels, like the largest
     temperature: float = 1.0  # of both sides of the distillation
-    kd_ratio: float = 1.0  # weight of the teacher's loss beside that of the labels, where a lesson has both
+    kd_ratio: float = 1.0  # weight of an external teacher's loss, or progressive shrinking's, beside that of the labels
     num_candidates: int = 50  # attentive: subnets to choose one from
     prefer: str = "worst"  # attentive: the candidate predicted best (BestUp) or worst (WorstUp)
     skip_teacher: bool = False  # progressive: the initial weights are a trained largest network already
@@ -71,6 +71,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise OfaError(f"{field.name} is {value!r}, expected a value of type {kind.__name__}, such as {field.default!r}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise OfaError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(choices)}")
@@ -81,3 +85,17 @@ class TrainConfig:
                 raise OfaError(f"{name} is {value!r}, expected a number {limit}")
         if self.mixup and self.cutmix:
             raise OfaError("mixup and cutmix cannot both be on; set one of them to 0")
+
+    def without_effect(self, *, taught: bool) -> list[str]:
+        """Name the settings that were changed but that this recipe does not look at; `taught`: an external teacher is given."""
+        random, progressive = self.recipe in ("sandwich", "attentive"), self.recipe == "progressive"
+        looked_at = {
+            "warmup": not progressive,
+            "num_random": random,
+            "num_candidates": self.recipe == "attentive",
+            "prefer": self.recipe == "attentive",
+            "skip_teacher": progressive,
+            "kd_ratio": progressive or taught,
+            "temperature": self.distillation != "none" and (random or progressive or taught),
+        }
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default and not looked_at.get(f.name, True)]

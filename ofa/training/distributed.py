@@ -8,7 +8,7 @@ every backward pass and must be told of parameters that a subnet does not use.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,6 +39,30 @@ class World:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
+
+    def first_does(self, action: Callable[[], object]) -> None:
+        """Let the first process do something while the others wait; what goes wrong there is an error everywhere.
+
+        Raises:
+            Exception: as `action` does; in the other processes an OfaError marked as told.
+        """
+        if self.size == 1:
+            action()
+            return
+        failure: Exception | None = None
+        message: list[str | None] = [None]
+        if self.is_first:
+            try:
+                action()
+            except Exception as error:  # whatever it is, the others must not wait for ever
+                failure, message[0] = error, str(error)
+        dist.broadcast_object_list(message)
+        if failure is not None:
+            raise failure
+        if message[0] is not None:
+            echo = OfaError(message[0])
+            echo.told = True
+            raise echo
 
     def add_up(self, parameters: Iterable[nn.Parameter], numbers: Tensor) -> Tensor:
         """Add up gradients, in place, and some numbers over all processes: one reduction.
@@ -72,7 +96,9 @@ def join(device: str = "auto") -> Iterator[World]:
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local}"  # one GPU a process
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -103,8 +129,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        given, x = x.dtype, x if x.dtype is torch.float64 else x.float()  # sums need the range and precision of float32
         # sums rather than means: processes may hold different numbers of images
-        counts = x.new_tensor([x.numel() // x.shape[1]])
+        counts = torch.tensor([x.numel() // x.shape[1]], dtype=x.dtype, device=x.device)
         dist.all_reduce(counts)
         count = counts[0]
         mean = _all_sum(x.sum((0, 2, 3))) / count
@@ -116,7 +143,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             self.get_buffer("running_var").lerp_(var * count / (count - 1), momentum)
             self.get_buffer("num_batches_tracked").add_(1)
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(given)
 
 
 def synchronize_batchnorm(net: nn.Module) -> nn.Module:

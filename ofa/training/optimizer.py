@@ -13,8 +13,9 @@ from ofa.training.config import TrainConfig
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum 0.9, or AdamW.
 
-    Weights of convolutions and linear layers decay; vectors (BatchNorm, biases) and kernel transforms do not. A tensor of which
-    a step's subnets used no part has no gradient and is left out of the update: it neither decays nor moves by its momentum. One
+    Weights of convolutions and linear layers decay; vectors (BatchNorm, biases) do not, nor do kernel transforms, which decay
+    would draw from the identity to zero (MIT's code lets them decay). A tensor of which a step's subnets used no part has no
+    gradient and is left out of the update: it neither decays nor moves by its momentum. One
     that was used in part is updated whole, the unused part by momentum and decay alone, as in MIT's once-for-all.
     """
     named = list(net.named_parameters())
@@ -22,9 +23,13 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     kept = {id(p) for p in plain}
     decayed = [p for _, p in named if id(p) not in kept]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    # fused: one pass over the weights instead of several, a third of the time on a processor too
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
+    for _, p in named:  # the fused step cannot begin some momenta later than others; from zero they begin alike
+        sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -53,6 +58,10 @@ class MovingAverage:
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.restart(net)
+
+    def restart(self, net: nn.Module) -> None:
+        """Forget the past: the averages are the weights as they are now."""
         self.shadow = {name: p.detach().clone() for name, p in net.named_parameters()}
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from ofa.errors import OfaError
 from ofa.space import SearchSpace
 from ofa.training.attentive import Attentive
 from ofa.training.config import TrainConfig
@@ -48,7 +49,11 @@ class Phase:
 
 
 def make_phases(space: SearchSpace, config: TrainConfig, *, total_steps: int, taught: bool) -> list[Phase]:
-    """Return the phases of a training; `taught` tells whether the user gave an external teacher."""
+    """Return the phases of a training; `taught` tells whether the user gave an external teacher.
+
+    Raises:
+        OfaError: if there is nothing to train.
+    """
     taught = taught and config.distillation != "none"
     if config.recipe == "progressive":
         return _progressive(space, config, total_steps, taught)
@@ -75,6 +80,10 @@ def _progressive(space: SearchSpace, config: TrainConfig, total_steps: int, taug
             epochs, warmup, rate = LONG if level == smaller else SHORT
             sort = level - 1 if kind == "expand_ratio" else None
             plan.append((kind if whole else f"{kind} {level}", rule, epochs, warmup, 1.0 if whole else rate, sort))
+    if not plan:
+        raise OfaError(
+            f"progressive shrinking has nothing to do: {space.name} has no elastic choice here, and the teacher is skipped"
+        )
     ends = np.array(list(accumulate(entry[2] for entry in plan)))
     bounds = [0, *(int(v) for v in np.round(ends / ends[-1] * total_steps))]
     return [

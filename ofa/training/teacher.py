@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ofa.artefacts import sha256_of
 from ofa.blocks import ConvBN
 from ofa.errors import OfaError
 from ofa.run_dir import Run, max_resolution
@@ -56,6 +57,14 @@ def open_teacher(source: nn.Module | Path | str, train: Images, preprocess: Prep
             f"teacher {_name(source)}: gives {tuple(logits.shape)[1:]} logits an image, expected ({len(train.classes)},)"
         )
     return teacher
+
+
+def fingerprint(source: nn.Module | Path | str) -> str:
+    """Tell which teacher it is, so that a resumed run can insist on the same."""
+    if isinstance(source, nn.Module):
+        return f"network given from Python ({type(source).__name__})"
+    path = Path(source)
+    return sha256_of(path) if path.is_file() else Run(path).weights_sha256
 
 
 def network_teacher(net: nn.Module, preprocess: Preprocessing, resolution: int, device: torch.device) -> Teacher:

@@ -77,6 +77,12 @@ class Trainer:
         self.epoch_steps = steps_per_epoch(train, config.batch_size)
         self.total_steps = self.epoch_steps * config.epochs
         self.phases = make_phases(self.space, config, total_steps=self.total_steps, taught=teacher is not None)
+        self.look = plan_look(
+            self.space,
+            epoch_images=self.epoch_steps * config.batch_size,
+            num_validation=len(validation),
+            step_macs=min(self._mean_macs(phase) for phase in self.phases),
+        )
         self.optimizer = make_optimizer(self.net, config)
         self.average = MovingAverage(self.net, config.ema_decay) if config.ema_decay else None
         self.precision = _precision(config, world.device)
@@ -163,12 +169,6 @@ class Trainer:
         if start == self.total_steps:
             self._say(f"{self.run.path}: all {config.epochs} epochs are done already")
             return
-        self.look = plan_look(
-            self.space,
-            epoch_images=self.epoch_steps * config.batch_size,
-            num_validation=len(self.validation),
-            step_macs=min(self._mean_macs(phase) for phase in self.phases),
-        )
         losses: list[float] = []
         began = saved_at = time.monotonic()
         saved = start
@@ -284,19 +284,21 @@ class Trainer:
         """Do what a phase begins with, or look up what it began with."""
         if self.step == phase.start and self.step > 0:
             self.optimizer = make_optimizer(self.net, self.config)
+        if len(self.phases) > 1:
+            self._say(f"phase {phase.name}: steps {phase.start} to {phase.end}")
+        if phase.rule.taught and self.outside_teacher is None:
+            first = next(p for p in self.phases if p.rule.taught)
+            self.teacher = self._own_teacher(make=self.step == first.start)
         if self.step == phase.start and phase.sort_channels is not None:
             sort_channels(self.net, phase.sort_channels)
-        if len(self.phases) > 1:
-            if self.step > 0 or phase.start > 0 or self.config.skip_teacher:
-                self._say(f"phase {phase.name}: steps {phase.start} to {phase.end}")
-            if phase.rule.taught and self.outside_teacher is None:
-                self.teacher = self._own_teacher()
+            if self.average:
+                self.average.restart(self.net)  # the averages know nothing of the new order
 
-    def _own_teacher(self) -> Teacher:
-        """The largest network as it was when the first phase that needs a teacher began."""
+    def _own_teacher(self, *, make: bool) -> Teacher:
+        """The largest network as it was when the first phase that has a teacher began; `make`: that is now."""
         folder, largest = self.run.supernet_dir / "teacher", self.space.largest
         resolution = self.space.resolution(largest)
-        if self.world.is_first and not list_checkpoints(folder):
+        if self.world.is_first and make:
             net = self.net.extract(largest)
             batches = calibration_batches(self.images, self.preprocess, resolution)
             calibrate(net, [batch.to(self.world.device) for batch in batches])

@@ -96,6 +96,22 @@ def test_processes_hold_bitwise_equal_weights_after_some_steps(empty_run, tmp_pa
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_errors_of_the_first_process_are_told_once_and_end_all(empty_run):
+    main = "from search.cli import main; main()"
+    command = ["train", "--space", "mbv3_tiny_image", "--data", "digits", "--out", empty_run.path, "--batch-size", "64"]
+    process = launch(2, "-c", main, *command)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("already holds a trained run") == 1
+    assert "gloo" not in output.lower()
+
+
+def test_synchronised_batchnorm_works_in_reduced_precision(tmp_path):
+    main = "from search.cli import main; main()"
+    command = ["train", "--space", "mbv3_tiny_image", "--data", "digits", "--out", tmp_path / "a", "--epochs", "1"]
+    finish(launch(2, "-c", main, *command, "--batch-size", "512", "--sync-batchnorm", "--precision", "bf16"))
+
+
 def train_together(out, *extra):
     main = "from search.cli import main; main()"
     arguments = ["train", "--space", "mbv3_tiny_image", "--data", "digits", "--out", out, "--recipe", "progressive"]

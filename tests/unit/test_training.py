@@ -17,7 +17,6 @@ from deploy.emit import emit
 from deploy.export import fold
 from ofa.artefacts import read_jsonl
 from ofa.counts import macs as count_macs
-from ofa.counts import params as count_params
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.spaces import get_space
@@ -35,11 +34,12 @@ from ofa.training.data import (
     steps_per_epoch,
     training_batch,
 )
+from ofa.training.distributed import World
 from ofa.training.evaluation import evaluate
 from ofa.training.loop import train_supernet
 from ofa.training.specialize import specialize
 from ofa.training.teacher import open_teacher
-from ofa.training.trainer import TrainingError
+from ofa.training.trainer import Trainer, TrainingError
 from ofa.training.validation import plan_look
 
 SPACE = get_space("mbv3_tiny_image")
@@ -390,7 +390,7 @@ def metrics_of(run):
     return list(read_jsonl(run.supernet_dir / "metrics.jsonl"))
 
 
-def test_progressive_shrinking_keeps_its_teacher_and_passes_all_phases(tmp_path):
+def test_progressive_shrinking_passes_all_phases(tmp_path):
     config = tiny(recipe="progressive", epochs=12, batch_size=256)
     run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config)
     assert list(dict.fromkeys(record["phase"] for record in metrics_of(run))) == [
@@ -399,9 +399,6 @@ def test_progressive_shrinking_keeps_its_teacher_and_passes_all_phases(tmp_path)
         "depth 2",
         "expand_ratio 2",
     ]  # the short phases end between two records
-    teacher = SPACE.largest
-    weights = load_file(run.supernet_dir / "teacher" / "step_000000" / "model.safetensors")
-    assert sum(v.numel() for v in weights.values()) > count_params(SPACE, SPACE.encode([teacher]))[0]
 
 
 def test_a_teacher_may_be_a_network_a_run_or_an_onnx_file(tmp_path, base, monkeypatch):
@@ -539,3 +536,116 @@ def test_reduced_precision_trains(tmp_path):
 def test_a_device_that_is_not_there_is_refused(tmp_path, device):
     with pytest.raises(OfaError, match=f"device '{device}' cannot be used"):
         train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), device=device)
+
+
+# -- what must not happen silently --------------------------------------------------------------------------------------
+
+
+def make_trainer(run, config, **changes):
+    return Trainer(run, config, *run.load_train_and_validation(), run.preprocess, World(0, 1, torch.device("cpu")), **changes)
+
+
+def test_averages_follow_when_channels_are_sorted(base):
+    """The averaged largest network computes after sorting what it computed before."""
+    trainer = make_trainer(base, tiny(recipe="progressive", epochs=12, batch_size=256, ema_decay=0.99))
+    trainer.net.load_state_dict(base.load_supernet().state_dict())
+    trainer.average.restart(trainer.net)
+    phase = next(p for p in trainer.phases if p.sort_channels is not None)
+    images = torch.randn(4, 3, 16, 16)
+    before = trainer.net.eval()(images, SPACE.largest)
+    trainer.step = phase.start
+    trainer.teacher = trainer.outside_teacher = lambda images: None
+    trainer.enter(phase)
+    trainer.average.swap(trainer.net)
+    torch.testing.assert_close(trainer.net.eval()(images, SPACE.largest), before, rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_of_progressive_shrinking_is_the_supernets_largest_network_of_that_moment(tmp_path, base):
+    config = tiny(recipe="progressive", epochs=12, batch_size=256, skip_teacher=True)
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config, init=base.path)
+    kept = load_file(run.supernet_dir / "teacher" / "step_000000" / "model.safetensors")
+    for name, p in base.load_supernet().extract(SPACE.largest).named_parameters():
+        assert torch.equal(kept[name], p), name
+
+
+def test_a_single_phase_has_its_teacher_too(tmp_path, base, monkeypatch):
+    only_kernels = tiny(recipe="progressive", skip_teacher=True, batch_size=256)
+    monkeypatch.setattr("ofa.training.phases.SUBNETS", {"kernel_size": 1})
+    trainer = make_trainer(base, only_kernels)
+    (phase,) = trainer.phases
+    trainer.step = 1
+    with pytest.raises(OfaError, match="no checkpoint inside"):  # in mid-phase a lost teacher is not made up
+        trainer.enter(phase)
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=only_kernels, init=base.path)
+    assert list_checkpoints(run.supernet_dir / "teacher")
+
+
+def test_a_teacher_left_by_a_run_that_came_to_nothing_is_not_used(tmp_path, base):
+    save_checkpoint(tmp_path / "a" / "supernet" / "teacher", {"odd": torch.zeros(1)}, 0)
+    config = tiny(recipe="progressive", epochs=12, batch_size=256, skip_teacher=True)
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config, init=base.path)
+    assert "odd" not in load_file(run.supernet_dir / "teacher" / "step_000000" / "model.safetensors")
+
+
+def test_skipping_the_teacher_without_one_is_refused(tmp_path):
+    config = tiny(recipe="progressive", skip_teacher=True)
+    with pytest.raises(TrainingError, match="skip_teacher needs a trained largest network"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config)
+    with pytest.raises(TrainingError, match="a teacher is given, but distillation is 'none'"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(distillation="none"), teacher=nn.Identity())
+    assert not (tmp_path / "a").exists()
+
+
+def test_nothing_to_train_is_refused_before_anything_is_written(tmp_path, base):
+    config = tiny(recipe="progressive", skip_teacher=True)
+    with pytest.raises(OfaError, match="progressive shrinking has nothing to do"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config, init=base.path, arch=SPACE.smallest)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_resumed_run_insists_on_its_teacher(tmp_path, base):
+    config = tiny(recipe="single_path", epochs=1)
+    train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config, teacher=base.path)
+    with pytest.raises(TrainingError, match=r"teacher is None, but the run began with '[0-9a-f]{64}'"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config, resume=True)
+    train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=config, teacher=base.path, resume=True)
+
+
+def test_settings_that_a_recipe_does_not_look_at_are_named(tmp_path):
+    with pytest.warns(UserWarning, match="prefer = 'best' has no effect on recipe 'sandwich'"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(prefer="best"))
+    assert tiny(recipe="progressive", warmup=0.5, num_random=3).without_effect(taught=False) == ["warmup", "num_random"]
+    assert tiny(kd_ratio=2.0).without_effect(taught=False) == ["kd_ratio"]
+    assert tiny(kd_ratio=2.0).without_effect(taught=True) == []
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 2.5}, {"epochs": "3"}, {"epochs": True}, {"recipe": 1}, {"lr": "x"}])
+def test_settings_of_another_type_are_refused(changes):
+    with pytest.raises(OfaError, match="expected a value of type"):
+        tiny(**changes)
+
+
+def test_specialising_keeps_the_supernets_validation_images_unseen(tmp_path, image_folder):
+    supernet = train_supernet("mbv3_tiny_image", str(image_folder), tmp_path / "a", config=tiny(batch_size=32, crop_scale=0.5))
+    special = specialize(supernet, SPACE.smallest, tmp_path / "b", epochs=1)
+    assert special.data == supernet.data
+    settings = json.loads((special.supernet_dir / "config.json").read_text())
+    assert (settings["batch_size"], settings["crop_scale"]) == (32, 0.5)
+    other_seed = specialize(supernet, SPACE.smallest, tmp_path / "c", config=tiny(batch_size=32, seed=5))
+    assert torch.equal(other_seed.load_train_and_validation()[1].images, supernet.load_train_and_validation()[1].images)
+    shutil.copy(image_folder / "train" / "dark" / "000.png", image_folder / "train" / "dark" / "new.png")
+    with pytest.raises(OfaError, match=r"its 81 training images are not the 80 that"):
+        specialize(supernet, SPACE.smallest, tmp_path / "d", epochs=1)
+
+
+def test_left_overs_of_a_killed_process_are_swept(tmp_path):
+    (tmp_path / ".step_000007.partial").mkdir()
+    save_checkpoint(tmp_path, {"w": torch.zeros(1)}, 9)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000009"]
+
+
+def test_looking_takes_less_than_a_tenth_of_the_time(tmp_path):
+    run = train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(epochs=6, batch_size=64))
+    records = metrics_of(run)
+    looked = sum(record.get("look_seconds", 0) for record in records)
+    assert 0 < looked < 0.2 * records[-1]["seconds"]  # 0.1 is the aim; tests share the machine
