@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from ofa.run_dir import Run
 from ofa.training.config import TrainConfig
 from ofa.training.distributed import join
+from ofa.training.optimizer import make_optimizer
 from ofa.training.trainer import Trainer
 
 run, out, steps, batch, lr = Run(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
@@ -40,6 +41,7 @@ class Doubled:
 with join("cpu") as world:
     trainer = Trainer(run, config, *run.load_train_and_validation(), run.preprocess, world, sync_batchnorm=True)
     trainer.net.double()
+    trainer.optimizer = make_optimizer(trainer.net, config)
     for p in trainer.net.parameters():  # blocks are born as identities: let gradients reach everything
         if p.ndim == 1:
             torch.nn.init.uniform_(p, 0.5, 1.5)
