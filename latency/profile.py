@@ -56,6 +56,8 @@ def profile_device(
 ) -> LatencyTable:
     """Measure the latency table of a run's space on a device of this machine and save it in the run.
 
+    A run of one network gets the table of the whole space that it is of: a single network has no line to calibrate.
+
     Args:
         run: run directory.
         device: name of a device, or the path of a device file.
@@ -71,7 +73,7 @@ def profile_device(
     journal = run.path / "latency" / f"{spec.name}.journal.jsonl"
     if fresh:
         journal.unlink(missing_ok=True)
-    table = profile_space(run.space, spec, config, journal=journal)
+    table = profile_space(run.whole_space, spec, config, journal=journal)
     table.save(run.latency_path(spec.name))
     return table
 

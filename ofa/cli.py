@@ -195,6 +195,10 @@ def import_(
     data: Annotated[
         str | None, typer.Option(help="Images with the checkpoint's classes, as for `ofa train`; without, the run has none.")
     ] = None,
+    arch: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint is one static network: its architecture (net.config, JSON, arch.json)."),
+    ] = None,
     resolution: Annotated[
         int | None, typer.Option(help="Input pixels of an architecture; default: what it says, or the largest.")
     ] = None,
@@ -202,15 +206,27 @@ def import_(
     """Import published weights as a run, or an architecture.
 
     Example: ofa import ofa_mbv3_d234_e346_k357_w1.0 --format mit_ofa --data imagenet --out runs/mit
+
+    One network: ofa import init --arch net.config --format mit_ofa --resolution 160 --data imagenet --out runs/one;
+    then ofa export runs/one/arch.json -o out/
+
+    Without --data these work on the run: profile, report, train --init. Search and export need images.
     """
     from ofa.formats.importing import import_arch, import_checkpoint, is_arch_file
+    from ofa.formats.published import FormatError
     from ofa.progress import say
 
     if is_arch_file(path):
+        if data is not None or arch is not None:
+            unused = "--data" if arch is None else "--arch"
+            raise FormatError(f"{path}: is an architecture, which has no use for {unused}; leave it out, or give a checkpoint")
         say(f"architecture: {import_arch(path, out, format=format, space=space, resolution=resolution)}")
         return None
-    run = import_checkpoint(path, out, format=format, space=space, data=data)
-    say(f"{run.path}: {run.space_name} with {run.num_classes} classes" + ("" if data else ", without images"))
+    if resolution is not None and arch is None:
+        raise FormatError(f"{path}: is a checkpoint; --resolution is of an architecture: leave it out, or give --arch too")
+    run = import_checkpoint(path, out, format=format, space=space, data=data, arch=arch, resolution=resolution)
+    what = run.space_name if arch is None else f"one network of {run.space_name}"
+    say(f"{run.path}: {what} with {run.num_classes} classes" + ("" if data else ", without images"))
     return run.path
 
 

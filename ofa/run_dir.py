@@ -1,6 +1,7 @@
 """A run directory: where each stage writes and the next one reads.
 
 run.json                     space, classes, data, and the commands that were run, with versions and host
+arch.json                    of a run of one network: which
 supernet/                    config.json, metrics.jsonl, step_NNNNNN/
 latency/<device>.json        a table and its error
 search/<tag>/                trials.jsonl (shared by all tags, one level up), front.json, best/
@@ -87,8 +88,14 @@ class Run:
             **facts,
             "commands": [],
         }
+        if only is not None:
+            write_json(path / "arch.json", space.to_json(only))
         write_json(path / "run.json", record)
         return cls(path)
+
+    @property
+    def has_images(self) -> bool:
+        return self._data is not None
 
     @property
     def data(self) -> DataSource:
@@ -102,9 +109,13 @@ class Run:
         return self._data
 
     @cached_property
+    def whole_space(self) -> SearchSpace:
+        return get_space(self.space_name, num_classes=self.num_classes)
+
+    @cached_property
     def space(self) -> SearchSpace:
-        space = get_space(self.space_name, num_classes=self.num_classes)
-        return space if self._only is None else space.restrict(space.from_json(self._only))
+        """What the run's weights are of: the whole space, or one network of it."""
+        return self.whole_space if self._only is None else self.whole_space.restrict(self.whole_space.from_json(self._only))
 
     @property
     def supernet_dir(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from ofa.formats.published import FormatError
@@ -13,14 +14,16 @@ def as_list(config: Mapping[str, Any], key: str, length: int) -> list[Any]:
     """Return an entry as a list of this length: a single value is repeated, a missing one or None is None everywhere.
 
     Raises:
-        FormatError: if it is a list of another length.
+        FormatError: if it is a list of another length, or holds anything but numbers and None.
     """
     value = config.get(key)
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return [value] * length
-    if len(value) != length:
-        raise FormatError(f"architecture: {key!r} has {len(value)} entries, expected {length}")
-    return list(value)
+    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * length
+    if len(found) != length:
+        raise FormatError(f"architecture: {key!r} has {len(found)} entries, expected {length}")
+    for entry in found:
+        if entry is not None and (isinstance(entry, bool) or not isinstance(entry, Real)):
+            raise FormatError(f"architecture: {key!r} has {entry!r}, expected a number or null")
+    return found
 
 
 def check_keys(config: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -12,10 +12,10 @@ from ofa.artefacts import sha256_of, write_json
 from ofa.formats import attentive_nas, mit_ofa
 from ofa.formats.published import FormatError
 from ofa.run_dir import DataSource, Run, max_resolution
-from ofa.space import ArchConfig, InvalidArchError, SearchSpace
+from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
 from ofa.spaces import get_space
 from ofa.training.checkpoint import save_weights
-from ofa.training.data import NAMES, load_images
+from ofa.training.data import NAMES, ORIENTED, load_images
 
 FORMATS: dict[str, ModuleType] = {"mit_ofa": mit_ofa, "attentive_nas": attentive_nas}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what both projects normalise with
@@ -23,17 +23,30 @@ VALIDATION_FRACTION, SEED = 0.1, 0  # as in training
 
 
 def import_checkpoint(
-    path: Path | str, out: Path | str, *, format: str, space: str | None = None, data: str | None = None
+    path: Path | str,
+    out: Path | str,
+    *,
+    format: str,
+    space: str | None = None,
+    data: str | None = None,
+    arch: ArchConfig | Path | str | None = None,
+    resolution: int | None = None,
 ) -> Run:
-    """Make a run directory of a published supernet checkpoint, which the other commands then read.
+    """Make a run directory of a published checkpoint, which the other commands then read.
+
+    Without images, profile and report work, and `ofa train --init` may start from it; search and export need images, because
+    they re-estimate BatchNorm statistics.
 
     Args:
         path: .pth, .pt or .safetensors file.
         out: run directory to make; run.json is written last, so an interrupted import leaves no run.
         format: one of FORMATS.
-        space: name of the space; None = the published one that the checkpoint fits.
+        space: name of the space; None = the published one that the checkpoint, or `arch`, fits.
         data: images (ofa.training.data.load_images) with as many classes as the checkpoint; a part is held out for search.
-            None = none: profiling works then, and what needs images says so.
+            None = none.
+        arch: the checkpoint is a static sub-network of this architecture, and the run holds it alone; a published architecture
+            (as for `import_arch`) or an arch.json. None = it is a supernet, or a static largest network.
+        resolution: input pixels of `arch`; None = what it says, or else the largest.
     Raises:
         OfaError: if the file cannot be read or does not fit, if `out` is a run already, or if the data does not fit.
     """
@@ -41,10 +54,18 @@ def import_checkpoint(
     if (out / "run.json").exists():
         raise FormatError(f"{out}: is a run already; give another --out")
     module = _get_format(format)
-    net = module.load_supernet(path, module.detect_space(path) if space is None else space)
-    source = None if data is None else _describe(data, net.space)
+    only = None
+    if arch is not None:
+        whole, only = _find_only(arch, format, space, resolution)
+        net = module.load_supernet(path, whole.restrict(only))
+    elif resolution is not None:
+        raise FormatError(f"resolution is given, but no architecture that it could be of; {path} says none: leave it out")
+    else:
+        net = module.load_supernet(path, module.detect_space(path) if space is None else space)
+    whole = get_space(net.space.name, num_classes=net.space.num_classes)
+    source = None if data is None else _describe(data, whole)
     save_weights(out / "supernet", net)
-    return Run.create(out, net.space, source, None, imported={"file": path.name, "format": format, "sha256": sha256_of(path)})
+    return Run.create(out, whole, source, only, imported={"file": path.name, "format": format, "sha256": sha256_of(path)})
 
 
 def import_arch(
@@ -65,6 +86,41 @@ def import_arch(
     target = out if out.suffix == ".json" else out / "arch.json"
     if target.exists():
         raise FormatError(f"{target}: exists already; give another --out")
+    found, arch = _read_arch(path, format, space, resolution)
+    write_json(target, found.to_json(arch))
+    return target
+
+
+def is_arch_file(path: Path) -> bool:
+    """Whether a file is an architecture rather than weights; MIT calls its own net.config."""
+    return path.suffix in (".json", ".config")
+
+
+def _find_only(
+    arch: ArchConfig | Path | str, format: str, space: str | None, resolution: int | None
+) -> tuple[SearchSpace, ArchConfig]:
+    """Return the space and the architecture that the one network of a checkpoint is of."""
+    if not isinstance(arch, ArchConfig):
+        path = Path(arch)
+        config = _read_config(path)
+        if config.get("schema") != ARCH_SCHEMA:
+            return _read_arch(path, format, space, resolution)
+        found = get_space(space or str(config.get("space")))
+        arch = found.from_json(config)
+    if resolution is not None:
+        raise FormatError(f"resolution is {resolution}, but the architecture says its resolution itself; leave one of them out")
+    found = get_space(space or arch.space)
+    return found, found.check(arch)
+
+
+def _read_arch(path: Path, format: str, space: str | None, resolution: int | None) -> tuple[SearchSpace, ArchConfig]:
+    config = _read_config(path)
+    if "blocks" in config:
+        return mit_ofa.from_net_config(config, space, resolution=resolution)
+    return _find_arch(_get_format(format), config, space, resolution)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -73,17 +129,7 @@ def import_arch(
         raise FormatError(f"{path}: not valid JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(config, dict):
         raise FormatError(f"{path}: holds a {type(config).__name__}, expected the object of an architecture")
-    if "blocks" in config:
-        found, arch = mit_ofa.from_net_config(config, space, resolution=resolution)
-    else:
-        found, arch = _find_arch(_get_format(format), config, space, resolution)
-    write_json(target, found.to_json(arch))
-    return target
-
-
-def is_arch_file(path: Path) -> bool:
-    """Whether a file is an architecture rather than weights; MIT calls its own net.config."""
-    return path.suffix in (".json", ".config")
+    return config
 
 
 def _get_format(name: str) -> ModuleType:
@@ -129,5 +175,5 @@ def _describe(data: str, space: SearchSpace) -> DataSource:
         seed=SEED,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        flip=True,
+        flip=data not in ORIENTED,
     )

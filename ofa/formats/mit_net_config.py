@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -124,23 +125,31 @@ def from_net_config(
         FormatError: if it is no net config, or of another space; it says what differs.
         InvalidArchError: for an illegal resolution.
     """
+    found = _read(config)
     if space is not None:
         space = get_space(space) if isinstance(space, str) else space
-        return space, _arch_in(space, config, resolution)
+        return space, _arch_in(space, found, resolution)
     reasons = []
     for name in KNOWN:
         try:
-            return get_space(name), _arch_in(get_space(name), config, resolution)
+            return get_space(name), _arch_in(get_space(name), found, resolution)
         except FormatError as error:
             reasons.append(str(error))
     raise FormatError(f"net config fits none of MIT's spaces ({'; '.join(reasons)}); for a space of your own give its name")
 
 
-def _arch_in(space: SearchSpace, config: Mapping[str, Any], resolution: int | None) -> ArchConfig:
+def _read(config: Mapping[str, Any]) -> _Rows:
     try:
-        found = _Rows(config)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise FormatError(f"net config of a {config.get('name')!r} cannot be read ({error!r})") from None
+        return _Rows(config)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise FormatError(
+            f"net config of a {config.get('name')!r} cannot be read ({reason}), expected first_conv or input_stem, and blocks, "
+            "each layer with in_channels, out_channels, kernel_size, stride and act_func"
+        ) from None
+
+
+def _arch_in(space: SearchSpace, found: _Rows, resolution: int | None) -> ArchConfig:
     values: dict[str, Value] = {d.name: d.options[-1] for d in space.dimensions}
     if resolution is not None:
         values["resolution"] = resolution
@@ -176,6 +185,8 @@ class _Rows:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         layers = [config["first_conv"]] if "first_conv" in config else list(config["input_stem"])
+        if not layers:
+            raise ValueError("input_stem is empty")
         self.stem = [_row(layer) for layer in layers]
         self.blocks = [_row(layer) for layer in config["blocks"]]
         self.head = [_row(config[name]) for name in ("final_expand_layer", "feature_mix_layer") if config.get(name)]
@@ -187,12 +198,20 @@ class _Rows:
 
 def _row(layer: Mapping[str, Any]) -> dict[str, Any]:
     layer = layer.get("conv") or layer.get("mobile_inverted_conv") or layer  # inside a residual block
-    row = {key: layer[key] for key in ("in_channels", "out_channels", "kernel_size", "stride", "act_func")}
-    row["use_se"] = bool(layer.get("use_se"))
+    row: dict[str, Any] = {key: _whole(layer, key) for key in ("in_channels", "out_channels", "kernel_size", "stride")}
+    row |= {"act_func": layer["act_func"], "use_se": bool(layer.get("use_se"))}
     if "expand_ratio" in layer:
         inner = row["in_channels"] if layer["name"].startswith("MB") else row["out_channels"]
-        row["mid_channels"] = layer.get("mid_channels") or round(inner * layer["expand_ratio"])
+        mid = layer.get("mid_channels") and _whole(layer, "mid_channels")
+        row["mid_channels"] = mid or round(inner * float(layer["expand_ratio"]))
     return row
+
+
+def _whole(layer: Mapping[str, Any], key: str) -> int:
+    value = layer[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+        raise ValueError(f"{key} is {value!r}, expected a whole number")
+    return int(value)
 
 
 def _continues(row: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ ProxylessNAS), or {"d": [...], "e": [...], "w": [...]} (ResNet50-D); or a *net c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -165,9 +166,9 @@ def _missing_widths(space: SearchSpace, name: str) -> int:
 
 def _width_at(space: SearchSpace, name: str, index: Any) -> Any:
     options, missing = options_of(space, name), _missing_widths(space, name)
-    if index not in range(len(options) + missing):
+    if not isinstance(index, Integral) or index not in range(len(options) + missing):
         raise FormatError(f"architecture: 'w' of {name} is {index!r}, expected an index of at most {len(options) + missing - 1}")
-    return options[max(0, index - missing)]
+    return options[max(0, int(index) - missing)]
 
 
 def _width_index(space: SearchSpace, name: str, width: Any) -> int:

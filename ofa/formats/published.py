@@ -7,6 +7,8 @@ in elastic networks, `.mobile_inverted_conv.` in older ones. Every key is brough
 from __future__ import annotations
 
 import itertools
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ LAYERS = {  # kind of block -> our name of a layer inside it -> theirs, canonica
     },
     "bottleneck": {"reduce": "conv1", "spatial": "conv2", "expand": "conv3", "shortcut.conv": "downsample"},
 }
+CLASSIFIER = "classifier.linear.weight"
 
 
 class FormatError(OfaError):
@@ -56,10 +59,12 @@ def load_published(source: Source, space: SearchSpace, *, known: Sequence[str], 
     net = _empty_supernet(space, state)
     reason = _misfit(net, state, ignored)
     if reason is not None:
-        others = (name for name in known if name != space.name)
+        is_one = space.size() == 1
+        others = (name for name in known if is_one or name != space.name)
         fitting = [name for name in others if _misfit(_empty_supernet(get_space(name), state), state, ignored) is None]
         hint = f"; it fits {' and '.join(fitting)}" if fitting else ""
-        raise FormatError(f"{_label(source)}: does not fit {space.name}: {reason}{hint}")
+        what = f"one network of {space.name}" if is_one else space.name
+        raise FormatError(f"{_label(source)}: does not fit {what}: {reason}{hint}")
     empty = net.state_dict()
     names = canonical_names(net)
     net.load_state_dict({ours: _tensor_for(state.get(names[ours]), empty[ours]) for ours in empty}, assign=True)
@@ -85,7 +90,7 @@ def read_state(source: Source) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under canonical keys.
 
     Raises:
-        FormatError: if the file cannot be read, or holds anything but tensors.
+        FormatError: if the file cannot be read, or holds anything but dense tensors of finite real numbers.
     """
     content = source if isinstance(source, Mapping) else _read_file(Path(source))
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -94,22 +99,75 @@ def read_state(source: Source) -> dict[str, Tensor]:
         raise FormatError(f"{_label(source)}: holds a {type(content).__name__}, expected a state_dict: key -> tensor")
     state = {}
     for key, value in content.items():
-        if not isinstance(value, Tensor | np.ndarray):
-            raise FormatError(f"{_label(source)}: {key!r} is a {type(value).__name__}, expected a tensor")
-        state[canonical(str(key))] = torch.as_tensor(value)
+        try:
+            state[canonical(str(key))] = _weights(value, is_count=str(key).endswith("num_batches_tracked"))
+        except ValueError as error:
+            raise FormatError(f"{_label(source)}: {key!r} {error}") from None
+    if CLASSIFIER in state and state[CLASSIFIER].shape[:1] == (0,):
+        raise FormatError(f"{_label(source)}: {CLASSIFIER!r} has 0 classes, expected at least 1")
     return state
+
+
+def _weights(value: Any, *, is_count: bool) -> Tensor:
+    """Return a tensor or array as a tensor if it is what weights can be; a count of batches may be of integers."""
+    if isinstance(value, np.ndarray):
+        try:
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+        except TypeError:
+            raise ValueError(f"is an array of {value.dtype}, expected floating-point numbers") from None
+    if not isinstance(value, Tensor):
+        raise ValueError(f"is a {type(value).__name__}, expected a tensor")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ValueError(f"is {kind}, expected a dense tensor")
+    if value.is_quantized:
+        raise ValueError("is quantised, expected floating-point numbers")
+    if value.is_meta:
+        raise ValueError("has a shape but no values (it is on device meta), expected floating-point numbers")
+    if not (value.is_floating_point() or (is_count and not value.is_complex())):
+        raise ValueError(f"is {str(value.dtype).removeprefix('torch.')}, expected floating-point numbers")
+    if not torch.isfinite(value.detach().float()).all():
+        raise ValueError("holds NaN or infinite values, expected finite float32 numbers")
+    return value
 
 
 def _read_file(path: Path) -> Any:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            beginning = file.read(256)
     except FileNotFoundError:
         raise FormatError(f"{path}: no such file, expected a checkpoint (.pth, .pt or .safetensors)") from None
+    except OSError as error:
+        raise FormatError(
+            f"{path}: cannot be read ({error.strerror}), expected a checkpoint (.pth, .pt or .safetensors)"
+        ) from None
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():  # torch's, about files that it then refuses
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise whatever their readers met; none of it is a bug of ours
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError(f"{path}: not a checkpoint that can be read safely ({reason[:120]})") from None
+        raise FormatError(
+            f"{path}: not a file of tensors: {_what_instead(beginning, str(error))}; "
+            "expected a state_dict, as torch.save(net.state_dict(), path) or safetensors writes it"
+        ) from None
+
+
+def _what_instead(beginning: bytes, error: str) -> str:
+    """Say what a file is that no reader of tensors can read, in one line of plain text."""
+    foreign = re.search(r"GLOBAL ([\w.]+) was not an allowed", error)
+    if foreign:
+        return f"it holds a {foreign[1]}, and reading such objects can run code"
+    if "TorchScript" in error:
+        return "it is a TorchScript archive"
+    if not beginning:
+        return "it is empty"
+    if beginning.isascii() and beginning.decode("ascii").replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+        return "it is text"
+    if beginning.startswith(b"PK"):
+        return "it is an archive of another kind, or was cut off"
+    return "it is damaged or of another kind"
 
 
 def canonical(key: str) -> str:
@@ -171,7 +229,7 @@ def _misfit(net: Supernet, state: Mapping[str, Tensor], ignored: Callable[[str],
 
 def _empty_supernet(space: SearchSpace, state: Mapping[str, Tensor]) -> Supernet:
     """Return the supernet without memory, with as many classes as the checkpoint has."""
-    classifier = state.get("classifier.linear.weight")
+    classifier = state.get(CLASSIFIER)
     if classifier is not None and classifier.ndim == 2:
         space = space.with_num_classes(len(classifier))
     return Supernet(space, device="meta")

@@ -156,6 +156,8 @@ def test_wrong_space_is_named_with_the_right_one():
     state = published(Supernet(get_space("ofa_mbv3_w1_2")))
     with pytest.raises(FormatError, match=r"does not fit ofa_mbv3_w1_0: .* has shape .*; it fits ofa_mbv3_w1_2"):
         mit_ofa.load_supernet(state, "ofa_mbv3_w1_0")
+    with pytest.raises(FormatError, match=r"does not fit one network of ofa_mbv3_w1_2: .*; it fits ofa_mbv3_w1_2"):
+        mit_ofa.load_subnet(state, "ofa_mbv3_w1_2", get_space("ofa_mbv3_w1_2").smallest)
     assert mit_ofa.detect_space(state) == "ofa_mbv3_w1_2"
     with pytest.raises(FormatError, match="fits none of the known spaces"):
         attentive_nas.detect_space(state)
@@ -176,15 +178,77 @@ def test_wrong_checkpoints_are_refused_in_one_line(tmp_path):
         with pytest.raises(FormatError, match=message) as error:
             mit_ofa.load_supernet(bad, TINY)
         assert "\n" not in str(error.value)
-    (tmp_path / "garbage.pth").write_bytes(b"not a checkpoint")
-    (tmp_path / "list.pth").unlink(missing_ok=True)
+
+
+def test_files_of_anything_but_tensors_are_refused_in_one_plain_line(tmp_path):
+    (tmp_path / "text.pth").write_text("hello world\n")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "garbage.pth").write_bytes(b"\x80\x81" * 50)
     torch.save([1, 2], tmp_path / "list.pth")
-    torch.save({"w": Path("code")}, tmp_path / "code.pth")  # an object: reading it would run code
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")  # reading it would run code
+    torch.save({"w": Path("code")}, tmp_path / "code.pth")
+    torch.save({"w": torch.zeros(99)}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:400])
     (tmp_path / "garbage.safetensors").write_bytes(b"\0" * 100)
-    for name in ("garbage.pth", "list.pth", "code.pth", "garbage.safetensors", "absent.pth"):
-        with pytest.raises(FormatError, match=name) as error:
+    (tmp_path / "folder.pth").mkdir()
+    for name, message in (
+        ("text.pth", "not a file of tensors: it is text"),
+        ("empty.pth", "not a file of tensors: it is empty"),
+        ("garbage.pth", "not a file of tensors: "),
+        ("list.pth", "holds a list, expected a state_dict"),
+        ("module.pth", r"not a file of tensors: it holds a torch.nn.modules.linear.Linear.*torch\.save\(net\.state_dict\(\)"),
+        ("code.pth", "not a file of tensors: it holds a .*Path"),
+        ("cut.pth", "not a file of tensors: "),
+        ("garbage.safetensors", "not a file of tensors: "),
+        ("folder.pth", "cannot be read"),
+        ("absent.pth", "no such file"),
+    ):
+        with pytest.raises(FormatError, match=message) as error:
             mit_ofa.load_supernet(tmp_path / name, TINY)
-        assert "\n" not in str(error.value)
+        assert str(error.value).startswith(str(tmp_path / name))
+        assert str(error.value).isprintable()  # no line breaks, no colours
+        assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: t.to_sparse(), "is sparse_coo, expected a dense tensor"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantised, expected floating-point numbers"),
+        (lambda t: t.to(torch.complex64), "is complex64, expected floating-point numbers"),
+        (lambda t: t.to(torch.int8), "is int8, expected floating-point numbers"),
+        (lambda t: t.to(torch.bool), "is bool, expected floating-point numbers"),
+        (lambda t: t.to("meta"), "has a shape but no values"),
+        (lambda t: t / 0, "NaN or infinite"),
+        (lambda t: t.double() + 1e300, "NaN or infinite"),  # in float32
+        (lambda t: np.array([object()]), "is an array of object, expected floating-point numbers"),
+        (lambda t: np.array(["a"]), "is an array of <U1, expected floating-point numbers"),
+        (lambda t: t.numpy().astype(complex), "is complex128, expected floating-point numbers"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused_in_one_line(make, message):
+    key = "first_conv.conv.weight"
+    state = published(random_net(TINY))
+    with pytest.raises(FormatError, match=f"'{key}' .*{message}") as error:
+        mit_ofa.load_supernet({**state, key: make(state[key])}, TINY)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_any_layout_and_byte_order_load():
+    net = random_net(TINY)
+    arrays = {key: tensor.numpy() for key, tensor in published(net).items()}
+    arrays = {key: a.astype(a.dtype.newbyteorder(">")) if a.ndim < 2 else a[::-1].copy()[::-1] for key, a in arrays.items()}
+    assert torch.equal(logits(mit_ofa.load_supernet(arrays, TINY)), logits(net))
+
+
+def test_counters_may_be_of_any_real_type_and_a_classifier_has_a_class():
+    state = published(random_net(TINY))
+    counters = {key: tensor.float() for key, tensor in state.items() if key.endswith("num_batches_tracked")}
+    mit_ofa.load_supernet({**state, **counters}, TINY)
+    name = "classifier.linear"
+    none = {f"{name}.weight": state[f"{name}.weight"][:0], f"{name}.bias": state[f"{name}.bias"][:0]}
+    with pytest.raises(FormatError, match=r"'classifier\.linear\.weight' has 0 classes, expected at least 1"):
+        mit_ofa.load_supernet({**state, **none}, TINY)
 
 
 def test_canonical_keys_of_both_projects():
@@ -248,6 +312,14 @@ def test_entries_of_blocks_that_do_not_stand_may_be_anything():
         ("ofa_resnet50d", {"w": 3}, "expected an index of at most 2"),
         ("ofa_resnet50d", {"d": 3}, "depth = 5 is not one of"),
         ("ofa_resnet50d", {"ks": 3}, "unknown entry 'ks'"),
+        ("ofa_mbv3_w1_0", {"d": ["a"] * 5}, "'d' has 'a', expected a number or null"),
+        ("ofa_mbv3_w1_0", {"d": [[2], [2], [2], [2], [2]]}, r"'d' has \[2\], expected a number or null"),
+        ("ofa_mbv3_w1_0", {"d": {"a": 1}}, "'d' has {'a': 1}, expected a number or null"),
+        ("ofa_mbv3_w1_0", {"ks": [True] * 20}, "'ks' has True, expected a number or null"),
+        ("ofa_mbv3_w1_0", {"r": "x"}, "resolution = 'x' is not one of"),
+        ("ofa_resnet50d", {"d": ["x"] * 5, "w": 1}, "'d' has 'x', expected a number or null"),
+        ("ofa_resnet50d", {"w": "x"}, "'w' has 'x', expected a number or null"),
+        ("ofa_resnet50d", {"w": 1.0}, "'w' of stem.mid.width is 1.0, expected an index of at most 2"),
     ],
 )
 def test_wrong_architectures_are_refused(name, config, message):
@@ -274,9 +346,27 @@ def test_net_config_names_its_space_and_what_differs():
         mit_ofa.from_net_config(config, space)
     with pytest.raises(FormatError, match="fits none of MIT's spaces"):
         mit_ofa.from_net_config(config)
-    for broken in ({"blocks": 3}, {"blocks": [], "first_conv": {}}, {"blocks": [{}], "input_stem": []}):
-        with pytest.raises(FormatError):
-            mit_ofa.from_net_config(broken)
+
+
+def test_broken_net_configs_are_refused_in_one_line():
+    space = get_space("ofa_resnet50d")
+    good = mit_ofa.to_net_config(space, space.largest)
+    for broken in (
+        {"blocks": 3},
+        {"blocks": [], "first_conv": {}},
+        {"blocks": [{}], "input_stem": []},
+        {"blocks": [], "input_stem": []},
+        {**good, "input_stem": []},
+        {**good, "blocks": []},
+        *({**good, "blocks": [{**good["blocks"][0], key: "x"}]} for key in good["blocks"][0] if key != "groups"),
+        *({**good, "blocks": [{**good["blocks"][0], key: [1]}]} for key in ("expand_ratio", "mid_channels", "out_channels")),
+        {**good, "blocks": [{**good["blocks"][0], "mid_channels": None, "expand_ratio": float("nan")}]},
+        {**good, "input_stem": [{**good["input_stem"][0], "out_channels": None}] * 3},
+    ):
+        for where in (None, space, "ofa_mbv3_w1_0"):
+            with pytest.raises(FormatError, match=r"net config|^not ofa_") as error:
+                mit_ofa.from_net_config(broken, where)
+            assert "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(not SPECIALIZED.exists(), reason="../shared/data is not here: MIT's published networks")
@@ -345,6 +435,93 @@ def test_run_imported_without_images_says_so_where_they_are_needed(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_run_imported_without_images_can_be_profiled(tmp_path, cli):
+    from latency.table import LatencyTable
+
+    torch.save(published(random_net(get_space(TINY, num_classes=3))), tmp_path / "mit.pth")
+    run = import_checkpoint(tmp_path / "mit.pth", tmp_path / "run", format="mit_ofa", space=TINY)
+    done = cli("profile", run.path, "--rounds", "3")
+    assert done.returncode == 0, done.stderr
+    assert LatencyTable.load(run.latency_path("ort_cpu_1t"), run.space).predict(run.space.encode([run.space.largest]))[0] > 0
+
+
+@pytest.mark.parametrize(("data", "flip"), [("digits", False), ("folder", True)])
+def test_imported_run_mirrors_images_as_training_would(data, flip, tmp_path, image_folder):
+    torch.save(published(random_net(get_space(TINY, num_classes=10 if data == "digits" else 2))), tmp_path / "mit.pth")
+    data = data if data == "digits" else str(image_folder)
+    run = import_checkpoint(tmp_path / "mit.pth", tmp_path / "run", format="mit_ofa", space=TINY, data=data)
+    assert run.data.flip is flip
+
+
+@pytest.mark.parametrize("kind", ["net.config", "dict.json", "arch.json", "ArchConfig"])
+def test_checkpoint_of_one_network_becomes_a_run_of_it(kind, tmp_path):
+    from deploy.export import export_subnet
+
+    space = get_space(TINY, num_classes=10)
+    arch = space.decode(space.sample(np.random.default_rng(0), 1))[0]
+    alone = random_net(space.restrict(arch))
+    torch.save(published(alone), tmp_path / "init")
+    contents = {
+        "net.config": lambda: mit_ofa.to_net_config(space, arch),
+        "dict.json": lambda: mit_ofa.from_arch(space, arch),
+        "arch.json": lambda: space.to_json(arch),
+    }
+    given, resolution = tmp_path / kind, space.resolution(arch)
+    if kind == "ArchConfig":
+        given, resolution = arch, None
+    else:
+        given.write_text(json.dumps(contents[kind]()))
+        resolution = None if kind == "arch.json" else resolution
+    run = import_checkpoint(
+        tmp_path / "init",
+        tmp_path / "run",
+        format="mit_ofa",
+        space=None if kind in ("arch.json", "ArchConfig") else TINY,
+        data="digits",
+        arch=given,
+        resolution=resolution,
+    )
+    run = Run(run.path)
+    assert run.space.size() == 1
+    assert run.space.blocks(run.space.largest) == space.blocks(arch)
+    assert torch.equal(logits(run.load_supernet()), logits(alone))
+    assert export_subnet(run.path / "arch.json", tmp_path / "out").arch == run.space.largest
+
+
+def test_checkpoint_and_architecture_must_belong_together(tmp_path):
+    space = get_space(TINY, num_classes=10)
+    torch.save(published(random_net(space)), tmp_path / "whole.pth")
+    torch.save(published(random_net(space.restrict(space.smallest))), tmp_path / "small.pth")
+    (tmp_path / "large.json").write_text(json.dumps(space.to_json(space.largest)))
+    (tmp_path / "small.json").write_text(json.dumps(space.to_json(space.smallest)))
+    arguments = {"format": "mit_ofa", "space": TINY}
+    for weights, arch, message in (
+        ("small.pth", tmp_path / "large.json", f"does not fit one network of {TINY}: .* has shape"),
+        ("whole.pth", tmp_path / "small.json", f"does not fit one network of {TINY}: .*"),
+        ("small.pth", tmp_path / "absent.json", "no such file"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            import_checkpoint(tmp_path / weights, tmp_path / "run", arch=arch, **arguments)
+    with pytest.raises(FormatError, match="resolution is given, but no architecture"):
+        import_checkpoint(tmp_path / "whole.pth", tmp_path / "run", resolution=16, **arguments)
+    with pytest.raises(FormatError, match="says its resolution itself"):
+        import_checkpoint(tmp_path / "small.pth", tmp_path / "run", arch=tmp_path / "small.json", resolution=16, **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_of_one_network_is_profiled_with_its_space(tmp_path):
+    from latency.profile import ProfileConfig, profile_device
+    from latency.table import LatencyTable
+
+    space = get_space(TINY, num_classes=10)
+    torch.save(published(random_net(space.restrict(space.smallest))), tmp_path / "small.pth")
+    run = import_checkpoint(tmp_path / "small.pth", tmp_path / "run", format="mit_ofa", arch=space.smallest)
+    profile_device(run, "ort_cpu_1t", config=ProfileConfig(rounds=3))
+    table = LatencyTable.load(run.latency_path("ort_cpu_1t"), run.space)
+    assert table(run.space.largest) > 0
+    assert set(run.space.all_blocks) < set(table.entries)
+
+
 def test_import_on_the_command_line(tmp_path, cli):
     torch.save(published(random_net(TINY)), tmp_path / "mit.pth")
     done = cli("import", tmp_path / "mit.pth", "--format", "mit_ofa", "--space", TINY, "--out", tmp_path / "run")
@@ -354,6 +531,25 @@ def test_import_on_the_command_line(tmp_path, cli):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "no such file" in done.stderr
+    space = get_space(TINY)
+    torch.save(published(random_net(space.restrict(space.smallest))), tmp_path / "small.pth")
+    (tmp_path / "net.config").write_text(json.dumps(mit_ofa.to_net_config(space, space.smallest)))
+    one = ("import", tmp_path / "small.pth", "--format", "mit_ofa", "--space", TINY, "--out", tmp_path / "one")
+    resolution = space.resolution(space.smallest)
+    done = cli(*one, "--arch", tmp_path / "net.config", "--resolution", resolution)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "one").space.resolution(Run(tmp_path / "one").space.largest) == resolution
+    for path, option, message in (
+        ("mit.pth", ("--resolution", 16), "--resolution"),
+        ("net.config", ("--data", "digits"), "--data"),
+        ("net.config", ("--arch", tmp_path / "net.config"), "--arch"),
+    ):
+        done = cli("import", tmp_path / path, "--format", "mit_ofa", "--space", TINY, "--out", tmp_path / "c", *option)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
+        assert not (tmp_path / "c").exists()
     for format, message in (("x", "unknown format 'x'"), ("attentive_nas", "fits none of the known spaces")):
         with pytest.raises(FormatError, match=message):
             import_checkpoint(tmp_path / "mit.pth", tmp_path / "b", format=format)
