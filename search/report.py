@@ -6,9 +6,12 @@ of the run's files; only SHA-256 sums and costs of architectures are computed an
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from ofa.artefacts import read_json, read_jsonl, sha256_of, write_bytes
 from ofa.run_dir import Run
 from ofa.space import ArchConfig, SearchSpace
 from ofa.training.checkpoint import list_checkpoints
+from ofa.training.config import TrainConfig
+from ofa.training.data import ORIENTED
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.drawing import draw_network, most_channels
 from search.evidence import Network, Search, best_of, read_exports, read_searches, reading
@@ -31,6 +36,7 @@ from search.plots import Bound, Point, agreement_plot, curves_plot, pareto_plot
 
 LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
+VALIDATION_FRACTION = 0.1  # what `ofa train` holds out unless it is told
 WIDE, NARROW = (920.0, 420.0), (380.0, 380.0)  # px; a plot that is only scaled down cannot be read on a phone
 
 
@@ -77,7 +83,8 @@ def _content(run: Run) -> dict[str, Any]:
     config = read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {}
     return {
         "run": run,
-        "data_name": Path(run.data.source).name or run.data.source,
+        "data_name": (Path(run.data.source).name or run.data.source) if run.has_images else "",
+        "imported": _imported(run),
         "commands": _commands(run, tables, config),
         "space_size": _power_of_ten(run.space.size()),
         "networks": networks,
@@ -222,14 +229,69 @@ def _commands(run: Run, tables: Iterable[LatencyTable], config: Mapping[str, Any
     limit = Limit("macs", None, float(np.median(CountCost("macs", run.space).predict(some))))
     for table in tables:
         limit = Limit("latency", table.device, float(np.median(table.predict(some))))
-    options = "".join(
-        f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in config.items() if name != "schema"
-    )
+    with reading(run.path / "run.json"):
+        train = shlex.join(_train_again(run, config)) if run.has_images else ""
     return {
-        "train": f"ofa train --space {run.space_name} --data {shlex.quote(run.data.source)} --out {where}{options} --resume auto",
+        "train": train,
+        "import": shlex.join(_import_with_images(run)),
         "profile": f"ofa profile {where} --device ort_cpu_1t",
         "search": f"ofa search {where} --where {shlex.quote(str(limit))}",
     }
+
+
+def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """Return the command that trains a run, or goes on with it: the last that was given, or else what the run's files say.
+
+    They do not say where an external teacher lies, unless it is what the weights began with.
+    """
+    given = [list(command["argv"]) for command in run.record.get("commands", [])]
+    given = [argv for argv in given if argv[1:2] in (["train"], ["specialize"])]
+    if given:
+        goes_on = ("--resume", "auto") in itertools.pairwise(given[-1])
+        return given[-1] if goes_on else [*given[-1], "--resume", "auto"]
+    argv = ["ofa", "train", "--space", run.space_name, "--data", run.data.source, "--out", str(run.path)]
+    for field in fields(TrainConfig):
+        if config.get(field.name, field.default) != field.default:
+            argv += _option(field.name, config[field.name])
+    if config.get("sync_batchnorm"):
+        argv += _option("sync_batchnorm", True)
+    if run.record["arch"] is not None:
+        argv += _option("arch", run.path / "arch.json")
+    init = run.record.get("init")
+    begun_with = None if init is None else os.path.normpath(run.path / init["run"])
+    if begun_with is not None:
+        argv += _option("init", begun_with)
+    if config.get("teacher"):
+        argv += _option("teacher", begun_with if init and init["weights_sha256"] == config["teacher"] else "TEACHER")
+    if run.data.validation_fraction != VALIDATION_FRACTION:
+        argv += _option("validation_fraction", run.data.validation_fraction)
+    if run.data.flip != (run.data.source not in ORIENTED):
+        argv += _option("flip", run.data.flip)
+    return [*argv, "--resume", "auto"]
+
+
+def _imported(run: Run) -> dict[str, str] | None:
+    """Return what the weights were imported from: file, format, sha256; None if they were trained."""
+    imported = run.record.get("imported")
+    with reading(run.path / "run.json"):
+        return None if imported is None else {name: str(imported[name]) for name in ("file", "format", "sha256")}
+
+
+def _import_with_images(run: Run) -> list[str]:
+    """Return the command that makes another run of an imported one, with images: only its user knows which."""
+    imported = _imported(run) or {"file": "FILE", "format": "FORMAT"}
+    argv = ["ofa", "import", imported["file"], "--format", imported["format"], "--space", run.space_name]
+    if run.record["arch"] is not None:
+        argv += _option("arch", run.path / "arch.json")
+    return [*argv, "--data", "IMAGES", "--out", f"{run.path}-2"]
+
+
+def _option(name: str, value: object) -> list[str]:
+    """Write a setting as an option of the command line; what can only be on or off has two names there and no value."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
 
 
 def brief(space: SearchSpace, arch: ArchConfig) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from deploy.limits import parse_limit
 from deploy.verify import REPORT_SCHEMA
 from latency.cost import CountCost
 from latency.table import Calibration, FitError, LatencyTable
-from ofa.artefacts import ArtefactError, append_jsonl, sha256_of, write_json
+from ofa.artefacts import ArtefactError, append_jsonl, read_json, sha256_of, write_json
+from ofa.run_dir import SCHEMA as RUN_SCHEMA
 from ofa.run_dir import DataSource, Run
 from ofa.spaces import get_space
+from ofa.training.config import TrainConfig
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.evidence import read_exports, read_searches
 from search.plots import nice_ticks, place_labels, span
@@ -150,6 +154,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
+        self.codes: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -168,6 +173,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in ("style", "script"):
             self.text += data
+        if self.open and self.open[-1] == "code":
+            self.codes.append(data)
 
     @property
     def ids(self) -> list[str | None]:
@@ -266,6 +273,101 @@ def test_report_repeats_training_with_its_options(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r")
     write_json(run.supernet_dir / "config.json", {"schema": TRAINING_SCHEMA, "epochs": 7, "label_smoothing": 0.2})
     assert "--epochs 7 --label-smoothing 0.2 --resume auto" in page_of(run).text
+
+
+def parse_train(page: Page) -> dict[str, object]:
+    """Read the training command that a report shows as the command line would."""
+    from typer.main import get_command
+
+    from search.cli import app
+
+    line = next(text for text in page.codes if text.startswith("ofa train"))
+    context = get_command(app).commands["train"].make_context("train", shlex.split(line)[2:])  # type: ignore[attr-defined]
+    return dict(context.params)
+
+
+def test_report_prints_a_training_command_that_parses(tmp_path: Path) -> None:
+    space = get_space("mbv3_tiny_image", num_classes=2)
+    first = make_run(tmp_path / "first run")
+    data = replace(first.data, flip=True, validation_fraction=0.2)  # digits would not be flipped
+    run = Run.create(tmp_path / "r", space, data, space.smallest)
+    write_json(
+        run.path / "run.json",
+        read_json(run.path / "run.json", schema=RUN_SCHEMA) | {"init": {"run": "../first run", "weights_sha256": "a" * 64}},
+    )
+    config = TrainConfig(recipe="progressive", epochs=7, skip_teacher=True)
+    facts = {"schema": TRAINING_SCHEMA, **asdict(config), "teacher": "a" * 64, "sync_batchnorm": True}
+    write_json(run.supernet_dir / "config.json", facts)
+    found = parse_train(page_of(run))
+    assert {f.name: found[f.name] for f in fields(TrainConfig)} == asdict(config)
+    assert found["space"] == space.name
+    assert found["data"] == "digits"
+    assert found["out"] == run.path
+    assert found["arch"] == run.path / "arch.json"
+    assert space.from_json(json.loads((run.path / "arch.json").read_text())) == space.smallest
+    assert found["init"] == found["teacher"] == first.path
+    assert found["flip"] is True
+    assert found["validation_fraction"] == 0.2
+    assert found["sync_batchnorm"] is True
+    assert found["resume"] == "auto"
+
+
+def test_report_leaves_defaults_out_of_the_training_command(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    config = {"schema": TRAINING_SCHEMA, **asdict(TrainConfig()), "teacher": None, "sync_batchnorm": False}
+    write_json(run.supernet_dir / "config.json", config)
+    assert f"ofa train --space mbv3_tiny_image --data digits --out {run.path} --resume auto" in page_of(run).codes
+
+
+def test_report_repeats_the_training_command_that_was_given(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    run.log_command(["ofa", "train", "--space", "a"], 1.0)
+    given = ["ofa", "train", "--space", "mbv3_tiny_image", "--data", "my images", "--out", str(run.path), "--teacher", "t.onnx"]
+    run.log_command(given, 1.0)
+    run.log_command(["ofa", "profile", str(run.path)], 1.0)
+    found = parse_train(page_of(run))
+    assert (found["data"], found["teacher"], found["resume"]) == ("my images", Path("t.onnx"), "auto")
+    run.log_command([*given, "--resume", "auto"], 1.0)
+    assert shlex.join([*given, "--resume", "auto"]) in page_of(run).codes
+
+
+def test_report_of_a_run_without_images_says_what_needs_them(tmp_path: Path) -> None:
+    imported = {"file": "mit.pth", "format": "mit_ofa", "sha256": "f" * 64}
+    run = Run.create(tmp_path / "r", get_space("mbv3_tiny_image", num_classes=3), None, None, imported=imported)
+    for profiled in (False, True):
+        if profiled:
+            add_table(run)
+        page = page_of(run)
+        assert page.ids == list(SECTIONS)
+        for text in (
+            "mbv3_tiny_image, 3 classes",
+            "Its weights were imported; no network has been chosen yet.",
+            "A search needs images, and this run was imported without any. Import it again with them:",
+            f"ofa import mit.pth --format mit_ofa --space mbv3_tiny_image --data IMAGES --out {run.path}-2",
+            "The weights were imported from mit.pth (mit_ofa), SHA-256 " + "f" * 64,
+            "none: this run was imported without any",
+            f"Latency on {DEVICE}" if profiled else f"ofa profile {run.path} --device {DEVICE}",
+        ):
+            assert text in page.text, text
+        for text in ("ofa train", "ofa search", "not trained"):
+            assert text not in page.text, text
+
+
+def test_report_of_an_imported_run_with_images_asks_for_no_training(tmp_path: Path) -> None:
+    data = make_run(tmp_path / "other").data
+    imported = {"file": "mit.pth", "format": "mit_ofa", "sha256": "f" * 64}
+    run = Run.create(tmp_path / "r", get_space("mbv3_tiny_image", num_classes=2), data, None, imported=imported)
+    text = page_of(run).text
+    assert f"ofa search {run.path}" in text
+    assert "ofa train" not in text
+
+
+@pytest.mark.parametrize("damage", [{"imported": "x"}, {"imported": {}}, {"init": {}}, {"commands": [{"argv": 1}]}])
+def test_report_refuses_a_damaged_record(tmp_path: Path, damage: dict[str, object]) -> None:
+    run = make_run(tmp_path / "r")
+    write_json(run.path / "run.json", read_json(run.path / "run.json", schema=RUN_SCHEMA) | damage)
+    with pytest.raises(ArtefactError, match=r"run\.json: incomplete or damaged"):
+        write_report(run)
 
 
 def test_report_shows_hostile_names_as_text(tmp_path: Path) -> None:
