@@ -236,6 +236,7 @@ def _commands(run: Run, tables: Iterable[LatencyTable], config: Mapping[str, Any
         "import": shlex.join(_import_with_images(run)),
         "profile": f"ofa profile {where} --device ort_cpu_1t",
         "search": f"ofa search {where} --where {shlex.quote(str(limit))}",
+        "export": shlex.join(["ofa", "export", str(run.path / "arch.json"), "-o", str(run.path / "export" / "network")]),
     }
 
 

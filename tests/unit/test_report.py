@@ -342,7 +342,7 @@ def test_report_of_a_run_without_images_says_what_needs_them(tmp_path: Path) -> 
         for text in (
             "mbv3_tiny_image, 3 classes",
             "Its weights were imported; no network has been chosen yet.",
-            "A search needs images, and this run was imported without any. Import it again with them:",
+            "Search and export need images, and this run was imported without any. Import it again with them:",
             f"ofa import mit.pth --format mit_ofa --space mbv3_tiny_image --data IMAGES --out {run.path}-2",
             "The weights were imported from mit.pth (mit_ofa), SHA-256 " + "f" * 64,
             "none: this run was imported without any",
@@ -457,7 +457,10 @@ def test_report_of_a_run_of_one_architecture(tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole")
     run = Run.create(tmp_path / "one", whole.space, whole.data, whole.space.smallest)
     add_training(run)
-    assert "holds 1 network." in page_of(run).text
+    text = page_of(run).text
+    assert "holds 1 network." in text
+    assert f"ofa export {run.path}/arch.json -o {run.path}/export/network" in text
+    assert "ofa search" not in text  # which refuses a run of one network
     shutil.rmtree(run.path / "supernet")
     assert "not trained yet" in page_of(run).text
 
