@@ -6,6 +6,7 @@ draws the same subnets. Training is a sequence of phases, each with a rule; only
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,25 +31,25 @@ class Lesson:
     regularized: bool = True  # label smoothing, dropout and drop-connect apply
 
 
-class Rule:
-    """Which subnets a step trains. This one: the same single network every step."""
+class Rule(ABC):
+    """Which subnets a step trains, and what each of them learns from."""
 
     def __init__(self, space: SearchSpace, config: TrainConfig, *, taught: bool = False) -> None:
         """Make a rule; `taught` tells whether an external teacher is there."""
         self.space, self.config, self.taught = space, config, taught
 
+    @abstractmethod
     def lessons(self, rng: np.random.Generator) -> list[Lesson]:
         """Return the lessons of a step, the in-place teacher first."""
-        return [self._from_labels(self.space.largest)]
 
-    def observe(self, lessons: Sequence[Lesson], losses: Sequence[float]) -> None:
+    def observe(self, lessons: Sequence[Lesson], losses: Sequence[float]) -> None:  # noqa: B027  # most rules need not
         """Take note of a step's losses, (lessons,)."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what `observe` has gathered, for a checkpoint."""
         return {}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Take over what `state` returned."""
 
     def _from_labels(self, arch: ArchConfig) -> Lesson:

@@ -174,3 +174,27 @@ def test_supernet_moves_to_another_type():
     expected = net(x, TINY.smallest)  # whatever is cached now must not outlive the move
     arch = TINY.smallest
     np.testing.assert_allclose(net.double()(x.double(), arch).detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_supernet_in_channels_last_learns_as_the_static_network_in_nchw():
+    """The fast layout changes the speed, not the loss curve: same weights, same images, same losses."""
+    space = get_space("mbv3_tiny_image")
+    arch = space.arch(resolution=12, stage2__depth=3)
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    static = supernet.extract(arch).train()
+    supernet = supernet.to(memory_format=torch.channels_last).train()
+    batches = [(torch.randn(32, 3, 12, 12), torch.randint(0, 10, (32,)))] * 8
+    curves = []
+    for net, forward in ((static, static), (supernet, lambda x: supernet(x, arch))):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        losses = []
+        for images, labels in batches:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(forward(images), labels)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[0][0] != pytest.approx(curves[0][-1], rel=1e-2)  # it does learn something
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)  # float32 sums in another order, grown over eight steps

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -649,3 +650,9 @@ def test_looking_takes_less_than_a_tenth_of_the_time(tmp_path):
     records = metrics_of(run)
     looked = sum(record.get("look_seconds", 0) for record in records)
     assert 0 < looked < 0.2 * records[-1]["seconds"]  # 0.1 is the aim; tests share the machine
+
+
+def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(TrainingError, match=r"--tensorboard needs .* pip install tensorboard"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "a", config=tiny(), tensorboard=True)
