@@ -19,6 +19,7 @@ the first phase is that of the paper, as the script of the teacher was not relea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -57,9 +58,9 @@ def make_phases(space: SearchSpace, config: TrainConfig, *, total_steps: int, ta
     taught = taught and config.distillation != "none"
     if config.recipe == "progressive":
         return _progressive(space, config, total_steps, taught)
-    kind = {"sandwich": Sandwich, "single_path": SinglePath, "attentive": Attentive}[config.recipe]
+    kinds: dict[str, Callable[..., Rule]] = {"sandwich": Sandwich, "single_path": SinglePath, "attentive": Attentive}
     warmup = max(1, round(total_steps * config.warmup)) if config.warmup else 0
-    return [Phase(config.recipe, kind(space, config, taught=taught), 0, total_steps, warmup, config.lr)]
+    return [Phase(config.recipe, kinds[config.recipe](space, config, taught=taught), 0, total_steps, warmup, config.lr)]
 
 
 def _progressive(space: SearchSpace, config: TrainConfig, total_steps: int, taught: bool) -> list[Phase]:
