@@ -106,7 +106,8 @@ class Trainer:
             load_optimizer(self.net, self.optimizer, _under("optimizer", training))
             if state := _under("rule", training):
                 self._phase().rule.load_state(state)
-            self.scaler.load_state_dict(checkpoint.state().get("scaler", {})) if self.scaler.is_enabled() else None
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(checkpoint.state()["scaler"])
         elif init is not None:
             self._inherit(init)
             if self.world.is_first:
