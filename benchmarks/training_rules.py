@@ -82,18 +82,7 @@ def affordable_epochs(space: str, data: str, config: TrainConfig, seconds: float
     train, validation = split_validation(images, fraction=0.1, seed=config.seed)
     preprocess = Preprocessing.of(train, flip=True)
     with tempfile.TemporaryDirectory() as folder:
-        source = DataSource(
-            data,
-            len(images),
-            images.digest(),
-            images.size,
-            images.classes,
-            0.1,
-            config.seed,
-            preprocess.mean,
-            preprocess.std,
-            True,
-        )
+        source = DataSource.of(data, images, preprocess, validation_fraction=0.1, seed=config.seed)
         run = Run.create(Path(folder), get_space(space, num_classes=len(images.classes)), source, None)
         trainer = Trainer(run, replace(config, epochs=100), train, validation, preprocess, World(0, 1, torch.device("cpu")))
         total = 0.0

@@ -54,6 +54,24 @@ class DataSource:
     std: tuple[float, float, float]
     flip: bool
 
+    @classmethod
+    def of(cls, source: str, images: Images, preprocess: Preprocessing, *, validation_fraction: float, seed: int) -> DataSource:
+        """Describe images that were loaded from a name, directory or archive."""
+        from ofa.training.data import NAMES
+
+        return cls(
+            source=source if source in NAMES else str(Path(source).resolve()),
+            num_images=len(images),
+            digest=images.digest(),
+            image_size=images.size,
+            classes=images.classes,
+            validation_fraction=validation_fraction,
+            seed=seed,
+            mean=preprocess.mean,
+            std=preprocess.std,
+            flip=preprocess.flip,
+        )
+
 
 class Run:
     """A run that exists; `Run.create` makes one."""

@@ -53,3 +53,19 @@ def image_folder(tmp_path):
                 pixels = np.clip(rng.normal(level, 30, (24, 24, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def random_archs():
+    """Return a function (space, n, seed) -> architectures to sweep."""
+    from ofa.counts import macs
+
+    def draw(space, n, seed=0):
+        """Largest, smallest and random architectures; of large networks fewer, at their smallest input, for the sake of time."""
+        population = np.concatenate([space.encode([space.largest, space.smallest]), space.sample(np.random.default_rng(seed), n)])
+        if macs(space, population[:1])[0] > 200e6:
+            population[:, space.column["resolution"]] = 0
+            population = population[: 2 + n // 3]
+        return space.decode(population)
+
+    return draw

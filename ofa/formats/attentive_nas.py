@@ -37,7 +37,7 @@ def load_supernet(source: Source, space: SearchSpace | str = "attentive_nas") ->
     return load_published(source, space, known=SPACES, ignored=_ignored)
 
 
-def load_subnet(source: Source, arch: ArchConfig, space: SearchSpace | str = "attentive_nas") -> nn.Sequential:
+def load_subnet(source: Source, space: SearchSpace | str, arch: ArchConfig) -> nn.Sequential:
     """Return a static network in eval mode with the weights of a checkpoint of it.
 
     Raises:

@@ -15,7 +15,7 @@ from ofa.run_dir import DataSource, Run, max_resolution
 from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
 from ofa.spaces import get_space
 from ofa.training.checkpoint import save_weights
-from ofa.training.data import NAMES, ORIENTED, load_images
+from ofa.training.data import ORIENTED, Preprocessing, load_images
 
 FORMATS: dict[str, ModuleType] = {"mit_ofa": mit_ofa, "attentive_nas": attentive_nas}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what both projects normalise with
@@ -165,15 +165,5 @@ def _describe(data: str, space: SearchSpace) -> DataSource:
             f"{data}: has {len(images.classes)} classes, the checkpoint {space.num_classes}; "
             "give images of the same classes, or import it without --data"
         )
-    return DataSource(
-        source=data if data in NAMES else str(Path(data).resolve()),
-        num_images=len(images),
-        digest=images.digest(),
-        image_size=images.size,
-        classes=images.classes,
-        validation_fraction=VALIDATION_FRACTION,
-        seed=SEED,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        flip=data not in ORIENTED,
-    )
+    preprocess = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, flip=data not in ORIENTED)
+    return DataSource.of(data, images, preprocess, validation_fraction=VALIDATION_FRACTION, seed=SEED)

@@ -72,9 +72,9 @@ def _identity_layer(spec: BlockSpec) -> dict[str, Any]:
     return {"name": "IdentityLayer", **channels, **_common(spec, act=None, use_bn=False)}
 
 
-def _mbconv_layer(spec: BlockSpec, expand_ratio: Value) -> dict[str, Any]:
+def _expanded(spec: BlockSpec, expand_ratio: Value) -> dict[str, Any]:
+    """What both kinds of block with hidden channels say."""
     return {
-        "name": "MBConvLayer",
         "in_channels": spec.in_channels,
         "out_channels": spec.out_channels,
         "kernel_size": spec.kernel_size,
@@ -82,6 +82,13 @@ def _mbconv_layer(spec: BlockSpec, expand_ratio: Value) -> dict[str, Any]:
         "expand_ratio": expand_ratio,
         "mid_channels": spec.hidden_channels,
         "act_func": spec.act,
+    }
+
+
+def _mbconv_layer(spec: BlockSpec, expand_ratio: Value) -> dict[str, Any]:
+    return {
+        "name": "MBConvLayer",
+        **_expanded(spec, expand_ratio),
         "use_se": spec.se,
         "groups": None,
     }
@@ -98,13 +105,7 @@ def _stem_layer(spec: BlockSpec) -> dict[str, Any]:
 def _bottleneck_block(spec: BlockSpec, expand_ratio: Value) -> dict[str, Any]:
     return {
         "name": "ResNetBottleneckBlock",
-        "in_channels": spec.in_channels,
-        "out_channels": spec.out_channels,
-        "kernel_size": spec.kernel_size,
-        "stride": spec.stride,
-        "expand_ratio": expand_ratio,
-        "mid_channels": spec.hidden_channels,
-        "act_func": spec.act,
+        **_expanded(spec, expand_ratio),
         "groups": 1,
         "downsample_mode": "avgpool_conv",
     }

@@ -22,7 +22,7 @@ from ofa.space import ArchConfig, SearchSpace
 from ofa.spaces import get_space
 from ofa.training.checkpoint import KEEP, list_checkpoints
 from ofa.training.config import TrainConfig
-from ofa.training.data import NAMES, ORIENTED, Images, Preprocessing, load_images, split_validation
+from ofa.training.data import ORIENTED, Images, Preprocessing, load_images, split_validation
 from ofa.training.distributed import join
 from ofa.training.phases import make_phases
 from ofa.training.teacher import fingerprint, open_teacher
@@ -141,18 +141,7 @@ def _load(
     images = load_images(data, "train", max_size=round(1.25 * max_resolution(get_space(space))), strict=strict)
     train, validation = split_validation(images, fraction=validation_fraction, seed=config.seed)
     preprocess = Preprocessing.of(train, flip=data not in ORIENTED if flip is None else flip)
-    source = DataSource(
-        source=data if data in NAMES else str(Path(data).resolve()),
-        num_images=len(images),
-        digest=images.digest(),
-        image_size=images.size,
-        classes=images.classes,
-        validation_fraction=validation_fraction,
-        seed=config.seed,
-        mean=preprocess.mean,
-        std=preprocess.std,
-        flip=preprocess.flip,
-    )
+    source = DataSource.of(data, images, preprocess, validation_fraction=validation_fraction, seed=config.seed)
     return _Loaded(source, train, validation, preprocess)
 
 

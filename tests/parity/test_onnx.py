@@ -17,7 +17,7 @@ from deploy.export import fold, parity_error
 from deploy.runtimes import open_session
 from ofa.block_spec import BlockSpec
 from ofa.blocks import ACTIVATIONS, build_chain
-from ofa.counts import block_macs, block_params, macs
+from ofa.counts import block_macs, block_params
 from ofa.spaces import get_space, list_spaces
 from ofa.supernet import Supernet
 
@@ -39,17 +39,8 @@ def settled(space, seed=0):
     return net.eval()
 
 
-def random_archs(space, n, seed=0):
-    """Largest, smallest and random architectures; of large networks fewer, at their smallest input, for the sake of time."""
-    population = np.concatenate([space.encode([space.largest, space.smallest]), space.sample(np.random.default_rng(seed), n)])
-    if macs(space, population[:1])[0] > 200e6:
-        population[:, space.column["resolution"]] = 0
-        population = population[: 2 + n // 3]
-    return space.decode(population)
-
-
 @pytest.mark.parametrize("name", list_spaces())
-def test_onnx_equals_pytorch_for_random_archs(name):
+def test_onnx_equals_pytorch_for_random_archs(name, random_archs):
     space = get_space(name)
     net = settled(space)
     for arch in random_archs(space, 4):

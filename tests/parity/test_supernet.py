@@ -2,7 +2,6 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,19 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from latency.cost import CountCost
 from ofa.block_spec import BlockSpec
 from ofa.blocks import KINDS, build_block
-from ofa.counts import MACS, PARAMS, macs
+from ofa.counts import MACS, PARAMS
 from ofa.elastic import ElasticBlock
 from ofa.spaces import get_space, list_spaces
 from ofa.supernet import Supernet
-
-
-def random_archs(space, n, seed=0):
-    """Largest, smallest and random architectures; of large networks fewer, at their smallest input, for the sake of time."""
-    population = np.concatenate([space.encode([space.largest, space.smallest]), space.sample(np.random.default_rng(seed), n)])
-    if macs(space, population[:1])[0] > 200e6:
-        population[:, space.column["resolution"]] = 0
-        population = population[: 2 + n // 3]
-    return space.decode(population)
 
 
 def shaken(space, seed=0):
@@ -45,7 +35,7 @@ def shaken(space, seed=0):
 
 @pytest.mark.parametrize("name", list_spaces())
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_extract_equals_supernet_for_random_archs(name, layout):
+def test_extract_equals_supernet_for_random_archs(name, layout, random_archs):
     space = get_space(name)
     net = shaken(space).to(memory_format=layout).eval()
     for arch in random_archs(space, 6):
@@ -117,7 +107,7 @@ def test_smaller_kernels_are_the_chain_of_centre_crops_and_matrices():
 
 
 @pytest.mark.parametrize("name", list_spaces())
-def test_macs_and_params_equal_torchs_own_counters(name):
+def test_macs_and_params_equal_torchs_own_counters(name, random_archs):
     space = get_space(name)
     net = Supernet(space).eval()
     archs = random_archs(space, 8, seed=1)

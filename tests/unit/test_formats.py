@@ -125,8 +125,7 @@ def test_static_subnet_loads_by_its_architecture(name):
     state = published(alone)
     blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
     assert blocks == {str(i) for i in range(len(blocks))}  # a static network counts its own blocks only
-    arguments = (state, arch, name) if module is attentive_nas else (state, name, arch)
-    subnet = module.load_subnet(*arguments)
+    subnet = module.load_subnet(state, name, arch)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(subnet(images), alone.extract(arch)(images))
