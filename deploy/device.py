@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,9 +30,20 @@ class DeviceSpec(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # part of file names and limits
     description: str = ""
     runtime: str  # a module of deploy.runtimes
-    provider: str = "CPUExecutionProvider"
+    provider: str = "CPUExecutionProvider"  # what the runtime computes on, in its own words
+    provider_options: dict[str, str] = {}
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    optimization: Literal["all", "extended", "basic", "none"] = "all"  # level of ONNX Runtime's graph optimisation
     num_threads: int = Field(1, ge=1)
     batch_size: int = Field(1, ge=1)
+
+    def __hash__(self) -> int:  # the fields' own would fail on the options
+        return hash(self.name)
+
+    @property
+    def graph_precision(self) -> Literal["fp32", "int8"]:
+        """What the file must be (deploy.emit): int8 is a property of the graph, bf16 and fp16 are how a runtime runs fp32."""
+        return "int8" if self.precision == "int8" else "fp32"
 
 
 def list_devices() -> list[str]:

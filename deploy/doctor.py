@@ -22,7 +22,7 @@ FEATURES = (
     "asimddp",
     "fphp",
 )
-OPTIONAL = {"openvino": "a second runtime on Intel and AMD processors"}
+OPTIONAL = {"openvino": "a second runtime on Intel and AMD processors; pip install 'ofa-toolkit[openvino]'"}
 
 
 def diagnose() -> tuple[dict[str, str], list[str]]:

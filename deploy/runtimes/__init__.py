@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.device import DeviceError, DeviceSpec
+from ofa.errors import OfaError
+
+
+class ModelError(OfaError):
+    """The runtime cannot read or run a model."""
 
 
 class Session(Protocol):
     """A model loaded on a device."""
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the model's only output."""
+        """Compute the model's only output, for any batch size."""
         ...
 
     def prepare(self, inputs: NDArray[np.float32]) -> Callable[[], object]:
@@ -34,10 +40,50 @@ def open_session(model: bytes, device: DeviceSpec) -> Session:
     """Load a model's bytes on a device.
 
     Raises:
-        DeviceError: if the runtime is unknown or its provider is not in this build.
+        DeviceError: if the runtime is unknown, not installed or without what the device asks for, or the file's precision is
+            not the device's.
         ModelError: if the runtime cannot read the model.
     """
     if device.runtime not in list_runtimes():
         raise DeviceError(f"device {device.name}: unknown runtime {device.runtime!r}; known: {', '.join(list_runtimes())}")
-    session: Session = importlib.import_module(f"{__name__}.{device.runtime}").open_session(model, device)
+    # An operator's name stands in the file as plain text. The other way round is no error: any device may run an int8 file, to
+    # learn how accurate it is.
+    if device.graph_precision == "int8" and b"QuantizeLinear" not in model:
+        raise DeviceError(
+            f"device {device.name} runs int8 files, this one is fp32; name a device of precision fp32, or quantise it"
+        )
+    session: Session = _load(device.runtime).open_session(model, device)
     return session
+
+
+def runtime_version(name: str) -> str:
+    """Return the version of the library behind a runtime.
+
+    Raises:
+        DeviceError: if it is not installed.
+    """
+    version: str = _load(name).VERSION
+    return version
+
+
+def require(device: DeviceSpec, field: str, available: Iterable[str], runtime: str, way_out: str = "") -> None:
+    """Refuse a device whose field asks for what a runtime does not have here.
+
+    Raises:
+        DeviceError: naming what it has.
+    """
+    value, available = getattr(device, field), list(available)
+    if value not in available:
+        raise DeviceError(
+            f"device {device.name}: {field} {value!r} is not in this {runtime}; it has: {', '.join(available)}"
+            + (f" ({way_out})" if way_out else "")
+        )
+
+
+def first_line(error: Exception) -> str:
+    """Return what fits into a line of a runtime's error message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
