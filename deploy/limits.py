@@ -1,4 +1,7 @@
-"""Limits on a network, as users write them: "latency@pi4 <= 12ms", "params <= 1.5M", "macs <= 300M", "top1 >= 0.97"."""
+"""Limits on a network, as users write them: "latency@pi4 <= 12ms", "params <= 1.5M", "size@int8 <= 1MiB", "top1 >= 0.97".
+
+After @ stands the device of a latency or an energy, or the precision of a memory or a size.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,22 @@ from dataclasses import dataclass
 
 from ofa.errors import OfaError
 
+_TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_ENERGIES = {"uJ": 1e-3, "mJ": 1.0, "J": 1e3}
+_COUNTS = {"K": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 UNITS: dict[str, dict[str, float]] = {
-    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},  # milliseconds
-    "macs": {"K": 1e3, "M": 1e6, "G": 1e9},
-    "params": {"K": 1e3, "M": 1e6, "G": 1e9},
+    "latency": _TIMES,  # milliseconds
+    "macs": _COUNTS,
+    "params": _COUNTS,
     "top1": {"": 1.0, "%": 0.01},
+    "memory": _BYTES,
+    "size": _BYTES,
+    "energy": _ENERGIES,  # millijoules
 }
-EXAMPLES = "latency@ort_cpu_1t <= 3ms, params <= 1.5M, macs <= 300M, top1 >= 0.97"
+ON_DEVICE = ("latency", "energy")  # what only a device has
+PRECISIONS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a number; what memory and size depend on
+EXAMPLES = "latency@ort_cpu_1t <= 3ms, params <= 1.5M, macs <= 300M, memory <= 4MiB, size@int8 <= 2MB, top1 >= 0.97"
 _GRAMMAR = re.compile(r"\s*([a-z0-9_]+)(?:@([^\s<>=]+))?\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 
@@ -23,16 +35,18 @@ class LimitError(OfaError):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """An upper bound on latency (ms), macs or params, or a lower bound on top1."""
+    """An upper bound on a cost, or a lower bound on top1."""
 
-    quantity: str
+    quantity: str  # a key of UNITS
     device: str | None
-    bound: float  # milliseconds, multiply-adds, weights, or a share in [0, 1]
+    bound: float  # milliseconds, multiply-adds, weights, bytes, millijoules, or a share in [0, 1]
+    precision: str | None = None  # of memory and size: a key of PRECISIONS
 
     @property
     def key(self) -> str:
-        """The name under which values are reported, e.g. "latency@pi4"."""
-        return f"{self.quantity}@{self.device}" if self.device else self.quantity
+        """The name under which values are reported, e.g. "latency@pi4", "size@int8" or "size", which is fp32."""
+        where = self.device or (self.precision if self.precision != "fp32" else None)
+        return f"{self.quantity}@{where}" if where else self.quantity
 
     def allows(self, value: float) -> bool:
         return value >= self.bound if self.quantity == "top1" else value <= self.bound
@@ -51,16 +65,23 @@ def parse_limit(text: str) -> Limit:
     """
     match = _GRAMMAR.fullmatch(text)
     if not match:
-        raise LimitError(f"limit {text!r}: expected QUANTITY[@DEVICE] <= NUMBER UNIT, e.g. {EXAMPLES}")
-    quantity, device, relation, number, unit = match.groups()
+        raise LimitError(f"limit {text!r}: expected QUANTITY[@DEVICE or @PRECISION] <= NUMBER UNIT, e.g. {EXAMPLES}")
+    quantity, where, relation, number, unit = match.groups()
     if quantity not in UNITS:
         raise LimitError(f"limit {text!r}: unknown quantity {quantity!r}; known: {', '.join(UNITS)}")
     wanted = ">=" if quantity == "top1" else "<="
     if relation != wanted:
         raise LimitError(f"limit {text!r}: {quantity} takes {wanted}")
-    if (quantity == "latency") != (device is not None):
-        problem = "needs a device, e.g. latency@ort_cpu_1t" if device is None else f"takes no device, write {quantity}"
-        raise LimitError(f"limit {text!r}: {quantity} {problem}")
+    device = precision = None
+    if quantity in ("memory", "size"):
+        precision = where or "fp32"
+        if precision not in PRECISIONS:
+            raise LimitError(f"limit {text!r}: unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    else:
+        device = where
+        if (quantity in ON_DEVICE) != (device is not None):
+            problem = f"needs a device, e.g. {quantity}@ort_cpu_1t" if device is None else f"takes no device, write {quantity}"
+            raise LimitError(f"limit {text!r}: {quantity} {problem}")
     units = UNITS[quantity]
     if unit not in units:
         given = f"unknown unit {unit!r}" if unit else "no unit"
@@ -71,15 +92,26 @@ def parse_limit(text: str) -> Limit:
         raise LimitError(f"limit {text!r}: {number!r} is not a number") from None
     if bound <= 0 or (quantity == "top1" and bound > 1):
         raise LimitError(f"limit {text!r}: expected {'a share between 0 and 1' if quantity == 'top1' else 'a bound above zero'}")
-    return Limit(quantity, device, bound)
+    return Limit(quantity, device, bound, precision)
 
 
 def format_value(quantity: str, value: float, *, digits: int = 3) -> str:
-    """Write a value with its unit and that many significant digits, in the form that `parse_limit` reads."""
+    """Write a value with its unit and that many significant digits, in the form that `parse_limit` reads.
+
+    Bytes are written in KiB or MiB, or in KB or MB where that is shorter: 2MB stays 2MB.
+    """
     if quantity == "top1":
         return f"{value:.{max(4, digits)}g}"
-    if quantity == "latency":
-        unit = "us" if value < 0.1 else "ms" if value < 1e3 else "s"
-    else:
-        unit = "G" if value >= 1e9 else "M" if value >= 1e6 else "K"
-    return f"{value / UNITS[quantity][unit]:.{digits}g}{unit}"
+    return min((f"{value / UNITS[quantity][unit]:.{digits}g}{unit}" for unit in _readable(quantity, value)), key=len)
+
+
+def _readable(quantity: str, value: float) -> list[str]:
+    """Return the units that make a number of common size of a value; of bytes two."""
+    if quantity in ON_DEVICE:
+        small, usual, large = UNITS[quantity]
+        return [small if value < 0.1 else usual if value < 1e3 else large]
+    if quantity in ("macs", "params"):
+        return ["G" if value >= 1e9 else "M" if value >= 1e6 else "K"]
+    if value < 1e3:
+        return ["B"]
+    return ["GiB", "GB"] if value >= 1e9 else ["MiB", "MB"] if value >= 1e6 else ["KiB", "KB"]

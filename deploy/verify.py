@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.device import DeviceSpec, get_device, make_device
 from deploy.export import MODEL_SCHEMA, PARITY_TOLERANCE, REFERENCE_DEVICE, parity_error
-from deploy.limits import Limit, format_value, parse_limit
+from deploy.footprint import block_file_bytes, block_peak, frame_file_bytes
+from deploy.limits import PRECISIONS, Limit, format_value, parse_limit
 from deploy.runtimes import Session, open_session
 from deploy.timing import Latency, clock_of, measure
 from ofa.artefacts import ArtefactError, read_json, sha256_of, write_json
@@ -26,6 +27,7 @@ from ofa.blocks import build_chain
 from ofa.errors import OfaError
 from ofa.progress import say
 from ofa.run_dir import host_facts
+from ofa.space import SearchSpace
 from ofa.spaces import get_space
 from ofa.training.calibration import top1
 from ofa.training.data import Preprocessing, load_images
@@ -93,6 +95,9 @@ def verify_model(
         raise ArtefactError(f"{path}: no such file, expected an exported model.onnx")
     record = _read_record(path.with_suffix(".json"))
     wanted = [parse_limit(text) for text in (record["limits"] if limits is None else limits)]
+    energy = next((limit for limit in wanted if limit.quantity == "energy"), None)
+    if energy:
+        raise OfaError(f"limit {str(energy)!r}: verify measures no energy; name the limits to check with --where")
     specs = _devices(record, wanted, devices, path)
     digest = sha256_of(path)
     if digest != record["sha256"]:
@@ -120,6 +125,10 @@ def verify_model(
     for quantity, value in _count(net, resolution).items():
         bounds = [limit for limit in wanted if limit.quantity == quantity]
         checks += _judge(quantity, format_value(quantity, value), bounds, value) if bounds else []
+    for limit in wanted:
+        if limit.quantity in ("memory", "size"):
+            value, how = _footprint(limit, content, record)
+            checks += _judge(limit.key, f"{format_value(limit.quantity, value)} ({how})", [limit], value)
 
     latency: dict[str, Latency] = {}
     for name, spec in specs.items():
@@ -173,7 +182,7 @@ def _require_self_contained(content: bytes, path: Path) -> None:
 
 def _rebuild(path: Path, record: dict[str, Any]) -> torch.nn.Module:
     """The PyTorch network that was exported, from its architecture and weights."""
-    space = get_space(record["space"], num_classes=len(record["classes"]))
+    space = _space(record)
     net = build_chain(space.blocks(space.from_values(record["arch"])), bn_eps=space.bn_eps)
     weights = path.with_suffix(".safetensors")
     try:
@@ -185,6 +194,10 @@ def _rebuild(path: Path, record: dict[str, Any]) -> torch.nn.Module:
     except (SafetensorError, RuntimeError) as error:
         raise ArtefactError(f"{weights}: not the weights of this model ({str(error).splitlines()[0]})") from None
     return net.eval()
+
+
+def _space(record: dict[str, Any]) -> SearchSpace:
+    return get_space(record["space"], num_classes=len(record["classes"]))
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -226,6 +239,18 @@ def _count(net: torch.nn.Module, resolution: int) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, 3, resolution, resolution))
     return {"params": float(sum(p.numel() for p in net.parameters())), "macs": counter.get_total_flops() / 2}
+
+
+def _footprint(limit: Limit, content: bytes, record: dict[str, Any]) -> tuple[float, str]:
+    """Return a file's size or its network's peak of activations in bytes, and how it is known."""
+    precision, stored = limit.precision or "fp32", "int8" if b"QuantizeLinear" in content else "fp32"
+    if limit.quantity == "size" and precision == stored:
+        return float(len(content)), "of this file"
+    space = _space(record)
+    blocks = space.blocks(space.from_values(record["arch"])).values()
+    if limit.quantity == "size":
+        return float(frame_file_bytes(space) + sum(block_file_bytes(spec, precision) for spec in blocks)), "computed"
+    return float(PRECISIONS[precision] * max(map(block_peak, blocks))), "activations of one image, computed"
 
 
 def _measure_against(limits: list[Limit], session: Session, images: NDArray[np.float32], clock: str, seconds: float) -> Latency:

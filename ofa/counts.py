@@ -31,17 +31,17 @@ def block_params(spec: BlockSpec) -> int:
 
 def macs(space: SearchSpace, population: Population) -> NDArray[np.int64]:
     """Return the multiply-adds of every architecture for one image, (n,)."""
-    return _values(space, block_macs)[space.block_ids(population)].sum(1)
+    return block_counts(space, block_macs)[space.block_ids(population)].sum(1)
 
 
 def params(space: SearchSpace, population: Population) -> NDArray[np.int64]:
     """Return the number of parameters of every extracted architecture, (n,)."""
-    return _values(space, block_params)[space.block_ids(population)].sum(1)
+    return block_counts(space, block_params)[space.block_ids(population)].sum(1)
 
 
 @lru_cache(maxsize=16)  # training rules ask at every step
-def _values(space: SearchSpace, count: Count) -> NDArray[np.int64]:
-    """Count every block of a space; one more entry, zero, at the end: index -1 stands for no block."""
+def block_counts(space: SearchSpace, count: Count) -> NDArray[np.int64]:
+    """Count every block of a space, (blocks + 1,); the last entry is zero, since index -1 stands for no block."""
     return np.array([count(spec) for spec in space.all_blocks] + [0], dtype=np.int64)
 
 

@@ -254,6 +254,14 @@ class SearchSpace(ABC):
         """Every distinct block that some architecture uses: what a latency table must contain."""
         return self._slot_tables[0]
 
+    @property
+    def slot_tables(self) -> list[tuple[tuple[int, ...], NDArray[np.int32]]]:
+        """For every slot the columns that decide its block, and a table with one axis for each of them.
+
+        The table is indexed by options and holds indices into `all_blocks`, -1 where no block stands. A column may stand twice.
+        """
+        return [(tuple(columns), table.reshape(self.num_options[columns])) for columns, _, table in self._slot_tables[1]]
+
     def slot_blocks(self, slot: Slot) -> list[BlockSpec]:
         """Every block that can stand in a slot."""
         options = [self.dimensions[self.column[name]].options for name in slot.depends_on]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.limits import Limit, format_value, parse_limit
-from latency.cost import CostModel, CountCost
+from latency.cost import CostModel, CountCost, MemoryCost, SizeCost
 from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.run_dir import Run
@@ -63,7 +63,9 @@ class Constraints:
         costs: dict[str, CostModel] = {}
         for limit in limits:
             if limit.quantity == "top1":
-                raise OfaError(f"limit {str(limit)!r}: search maximises top1 itself; state limits on latency, macs or params")
+                raise OfaError(
+                    f"limit {str(limit)!r}: search maximises top1 itself; state limits on latency, macs, params, memory or size"
+                )
             costs[limit.key] = _cost_model(run, limit)
         return cls(run.space, limits, costs)
 
@@ -145,8 +147,12 @@ class Constraints:
 
 
 def _cost_model(run: Run, limit: Limit) -> CostModel:
-    if limit.quantity != "latency":
+    if limit.quantity in ("macs", "params"):
         return CountCost(limit.quantity, run.space)
+    if limit.quantity == "memory":
+        return MemoryCost(run.space, limit.precision or "fp32")
+    if limit.quantity == "size":
+        return SizeCost(run.space, limit.precision or "fp32")
     path = run.latency_path(str(limit.device))
     if not path.exists():
         have = sorted(p.stem for p in path.parent.glob("*.json"))
@@ -155,4 +161,12 @@ def _cost_model(run: Run, limit: Limit) -> CostModel:
             f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {known}; "
             f"measure it: ofa profile {run.path} --device {limit.device}"
         )
-    return LatencyTable.load(path, run.space)
+    table = LatencyTable.load(path, run.space)
+    return _energy_model(table, limit) if limit.quantity == "energy" else table
+
+
+def _energy_model(table: LatencyTable, limit: Limit) -> CostModel:
+    """Where the energy of a device will come from, once tables hold any."""
+    raise OfaError(
+        f"limit {str(limit)!r}: the table of {table.device} holds no energy; limit its latency: latency@{table.device}"
+    )

@@ -1,0 +1,151 @@
+"""What a deployed network takes: memory for its activations while it runs, and bytes on disk.
+
+Both follow from the operators that deploy/emit.py writes, so they stand beside it.
+
+Memory: the activations of one image that are there at once, operators in the emitted order. An activation function works in
+place, except that swish = x * sigmoid(x) needs a second tensor; a block's input stays as long as its shortcut needs it; weights
+are not counted. A network needs what its hungriest block needs: a maximum, not a sum.
+
+ONNX Runtime (1.31, AVX-512, one image, fp32) plans one region of memory for all activations. Over random networks of the spaces
+for images of 32 px and more it is 1.0 to 1.8 times our number, in the median 1.13 to 1.19 (mobile blocks) and 1.0 to 1.25
+(bottlenecks): tensors are placed one after the other and leave holes that the next does not fit into, and channels are rounded
+up to the vector width. It is down to 0.7 times where a convolution is added into its shortcut's memory (wide bottlenecks), and
+up to 2.5 times below 100 KiB, where rounding rules. In int8 our number is one byte each, as an executor has it that computes
+everything in integers, such as one for microcontrollers; ONNX Runtime takes 2 to 10 times that (float HardSwish, scratch space).
+
+Size: what deploy/export.py writes as model.onnx: weights with BatchNorm folded in, and around them nodes, names and metadata.
+It is read off the graph with constant weights that the emitter writes for a block, so every precision that the emitter has is
+counted exactly; only names of blocks and classes are taken as of average length. fp16 is what a converter makes of the fp32 file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from deploy.emit import emit
+from ofa.block_spec import BlockSpec
+from ofa.slots import se_channels
+from ofa.space import SearchSpace
+
+STAGE_BLOCK, OTHER_BLOCK = "stage1_block0", "final"  # names of usual length
+FRAME_BYTES = 130  # of a file of no blocks
+FACT_BYTES, CLASS_BYTES = 630, 10  # of metadata: all but the architecture and the classes; one class
+
+
+def block_peak(spec: BlockSpec) -> int:
+    """Return the largest number of activations that are there at once while a block runs on one image."""
+    return max(PEAKS[spec.kind](spec), _shortcut_peak(spec))
+
+
+def _in(s: BlockSpec) -> int:
+    return s.in_channels * (1 if s.kind == "linear" else s.resolution**2)
+
+
+def _out(s: BlockSpec) -> int:
+    return s.out_channels * s.out_resolution**2
+
+
+def _kept(s: BlockSpec) -> int:
+    """Activations of the input that wait for the shortcut."""
+    return 0 if s.shortcut == "none" else _in(s)
+
+
+def _activated(s: BlockSpec, tensor: int) -> int:
+    """Activations that are there while an activation function turns a tensor into the next."""
+    return 2 * tensor if s.act == "swish" else tensor
+
+
+def _layer_peak(s: BlockSpec) -> int:
+    return max(_in(s) + _out(s), _kept(s) + _activated(s, _out(s)))
+
+
+def _mbconv_peak(s: BlockSpec) -> int:
+    hidden, kept = s.hidden_channels, _kept(s)
+    wide, narrow = hidden * s.resolution**2, hidden * s.out_resolution**2  # before and after the depthwise convolution
+    expand = max(_in(s) + wide, kept + _activated(s, wide)) if hidden != s.in_channels else 0
+    depthwise = max((kept if expand else 0) + wide + narrow, kept + _activated(s, narrow))
+    squeeze = kept + narrow + hidden + se_channels(hidden) if s.se else 0
+    return max(expand, depthwise, squeeze, kept + narrow + _out(s))
+
+
+def _bottleneck_peak(s: BlockSpec) -> int:
+    kept = _kept(s)
+    wide, narrow = s.hidden_channels * s.resolution**2, s.hidden_channels * s.out_resolution**2
+    reduce = max(_in(s) + wide, kept + _activated(s, wide))
+    spatial = max(kept + wide + narrow, kept + _activated(s, narrow))
+    return max(reduce, spatial, kept + narrow + _out(s), _activated(s, _out(s)))
+
+
+def _pool_peak(s: BlockSpec) -> int:
+    return _in(s) + _out(s)
+
+
+def _shortcut_peak(s: BlockSpec) -> int:
+    """Peak while the shortcut is computed, the branch being done."""
+    if s.shortcut in ("none", "identity"):
+        return 0
+    pooled = s.in_channels * s.out_resolution**2  # the input itself where the stride is 1
+    pool = _out(s) + _in(s) + pooled if s.stride > 1 else 0
+    conv = _out(s) + pooled + _out(s) if s.shortcut != "pool" else 0
+    return max(pool, conv)
+
+
+PEAKS: dict[str, Callable[[BlockSpec], int]] = {
+    "conv": _layer_peak,
+    "mbconv": _mbconv_peak,
+    "bottleneck": _bottleneck_peak,
+    "maxpool": _pool_peak,
+    "pool": _pool_peak,
+    "linear": _layer_peak,
+}
+
+
+def block_file_bytes(spec: BlockSpec, precision: str = "fp32") -> int:
+    """Return what a block adds to the size of a file, bytes.
+
+    Args:
+        precision: one of deploy.limits.PRECISIONS.
+    """
+    return _block_file_bytes(replace(spec, resolution=1), precision)  # weights and nodes are the same at every resolution
+
+
+def frame_file_bytes(space: SearchSpace) -> int:
+    """Return the size of a file without its blocks, bytes: what every file holds, and the metadata of an export."""
+    arch = json.dumps(space.to_json(space.largest)["values"])
+    return FRAME_BYTES + FACT_BYTES + len(arch) + CLASS_BYTES * space.num_classes
+
+
+@lru_cache(maxsize=4096)
+def _block_file_bytes(spec: BlockSpec, precision: str) -> int:
+    # in a chain of two, the first is as in a network: what stands between it and the next is its own
+    name = STAGE_BLOCK if spec.hidden_channels else OTHER_BLOCK
+    return _dense_bytes({name: spec, "next": spec}, precision) - _dense_bytes({"next": spec}, precision)
+
+
+def _dense_bytes(blocks: dict[str, BlockSpec], precision: str) -> int:
+    """Size of a file if every tensor of constants in it were stored in full."""
+    content = emit(blocks, precision="int8" if precision == "int8" else "fp32")
+    graph = onnx.load_from_string(content).graph
+    constants = {node.input[0]: node for node in graph.node if node.op_type == "ConstantOfShape"}
+    size = len(content)
+    for shape in graph.initializer:
+        if shape.name in constants:
+            node = constants[shape.name]
+            value, dims = node.attribute[0].t, numpy_helper.to_array(shape).tolist()
+            item = 2 if precision == "fp16" and value.data_type == TensorProto.FLOAT else numpy_helper.to_array(value).itemsize
+            tensor = TensorProto(name=node.output[0], dims=dims, data_type=value.data_type)
+            size += _framed(tensor.ByteSize() + _framed(item * math.prod(dims)))
+            size -= _framed(node.ByteSize()) + _framed(shape.ByteSize())
+    return size
+
+
+def _framed(length: int) -> int:
+    """Size of a field of `length` bytes in a protobuf message: a tag, the length in steps of seven bits, the bytes."""
+    return 1 + -(-max(1, length.bit_length()) // 7) + length
