@@ -98,11 +98,13 @@ def parse_limit(text: str) -> Limit:
 def format_value(quantity: str, value: float, *, digits: int = 3) -> str:
     """Write a value with its unit and that many significant digits, in the form that `parse_limit` reads.
 
-    Bytes are written in KiB or MiB, or in KB or MB where that is shorter: 2MB stays 2MB.
+    Bytes are written in KiB or MiB, or in KB or MB where that takes fewer digits: 2MB stays 2MB.
     """
     if quantity == "top1":
         return f"{value:.{max(4, digits)}g}"
-    return min((f"{value / UNITS[quantity][unit]:.{digits}g}{unit}" for unit in _readable(quantity, value)), key=len)
+    numbers = {unit: f"{value / UNITS[quantity][unit]:.{digits}g}" for unit in _readable(quantity, value)}
+    unit = min(numbers, key=lambda unit: len(numbers[unit]))
+    return numbers[unit] + unit
 
 
 def _readable(quantity: str, value: float) -> list[str]:

@@ -55,6 +55,7 @@ def test_limits_are_read_with_their_units(text, key, bound):
 def test_a_limit_is_written_in_the_units_in_which_it_is_shorter():
     for text in ("size <= 2MB", "size <= 2MiB", "memory <= 640KiB", "memory@int8 <= 64KB", "size <= 1.5GB", "energy@x <= 5mJ"):
         assert str(parse_limit(text)) == text
+    assert [format_value("size", value) for value in (512, 2**18, 2426140, 5e6)] == ["512B", "256KiB", "2.31MiB", "5MB"]
 
 
 @pytest.mark.parametrize(
