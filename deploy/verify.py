@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch.utils.flop_counter import FlopCounterMode
 
-from deploy.device import DeviceSpec, get_device, make_device
+from deploy.device import DeviceSpec, get_device, list_devices, make_device
 from deploy.export import MODEL_SCHEMA, PARITY_TOLERANCE, REFERENCE_DEVICE, parity_error
 from deploy.footprint import block_file_bytes, block_peak, frame_file_bytes
 from deploy.limits import PRECISIONS, Limit, format_value, parse_limit
@@ -130,6 +130,12 @@ def verify_model(
             value, how = _footprint(limit, content, record)
             checks += _judge(limit.key, f"{format_value(limit.quantity, value)} ({how})", [limit], value)
 
+    for limit in wanted:
+        if limit.device and limit.device not in specs:
+            value = float(record["predicted"][limit.key])
+            detail = f"predicted {value:.4g} ms; {limit.device} is not this machine, so the file was not timed on it"
+            checks += _judge(limit.key, detail, [limit], value)
+
     latency: dict[str, Latency] = {}
     for name, spec in specs.items():
         bounds = [limit for limit in wanted if limit.device == name]
@@ -218,12 +224,17 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _devices(record: dict[str, Any], wanted: list[Limit], further: Sequence[str], path: Path) -> dict[str, DeviceSpec]:
     """The devices to time on, by name: those given as files, those that travel with the model, those that ship."""
     given = {spec.name: spec for spec in map(get_device, (name for name in further if name.endswith(".toml")))}
-    names = [*(limit.device for limit in wanted if limit.device), *(name for name in further if not name.endswith(".toml"))]
+    here = [limit.device for limit in wanted if limit.device and not _is_elsewhere(limit.device, record)]
     specs = dict(given)
-    for name in names:
+    for name in [*here, *(name for name in further if not name.endswith(".toml"))]:
         if name not in specs:
             specs[name] = make_device(record["devices"][name], path) if name in record["devices"] else get_device(name)
     return specs
+
+
+def _is_elsewhere(name: str, record: dict[str, Any]) -> bool:
+    """Whether a device is one that only a latency table of the run knows: measured on another machine, or imported."""
+    return name not in record["devices"] and name not in list_devices() and f"latency@{name}" in record["predicted"]
 
 
 def _judge(name: str, detail: str, limits: list[Limit], value: float) -> list[Check]:

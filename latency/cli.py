@@ -1,44 +1,245 @@
-"""Command line verb about cost: profile."""
+"""Command line verbs about cost: profile and predict."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ofa.cli_support import command, print_json
 
+if TYPE_CHECKING:
+    from latency.open import LatencyModel
+    from ofa.run_dir import Run
+
+BAR = 40  # characters of the longest bar
+
 
 @command
 def profile(
-    run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` made.")],
+    run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` or `ofa import` made.")],
     device: Annotated[
-        str, typer.Option(help="Device name (ort_cpu_1t, ort_cpu_2t) or the path of a device .toml.")
-    ] = "ort_cpu_1t",
-    rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 60,
+        list[str] | None,
+        typer.Option(
+            help="What to measure (default ort_cpu_1t): a device name, the path of a device .toml, or a device elsewhere as "
+            "NAME=ssh:USER@HOST or NAME=adb:SERIAL. May be repeated."
+        ),
+    ] = None,
+    budget: Annotated[str, typer.Option(help="How long to measure each device, e.g. 60s or 5min.")] = "60s",
+    rounds: Annotated[int, typer.Option(help="How often everything is timed, at most.")] = 60,
+    precision: Annotated[str | None, typer.Option(help="fp32 or int8, instead of the device's own.")] = None,
+    resolutions: Annotated[
+        str | None,
+        typer.Option(
+            help="Input sizes at which blocks are timed, e.g. 128,176,224; between them times are interpolated. "
+            "Default: all, of more than four the smallest, the middle and the largest."
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew instead of adding to earlier rounds.")] = False,
+    reuse: Annotated[
+        Path | None, typer.Option(help="Table of the same device from another run: blocks in it are not timed again.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Write a plan.zip, with agent.py beside it, for a device that has no copy of this code.")
+    ] = None,
+    merge: Annotated[Path | None, typer.Option(help="Make a table of the results.json that agent.py wrote; needs --as.")] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", help="Make a table of timings by others; needs --format and --as.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Of --import: mit_ofa, ultra96 or csv.")] = None,
+    as_: Annotated[str | None, typer.Option("--as", help="Name of the merged or imported device.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Time a few networks of this table again: fresh, rescaled (and put right) or stale.")
+    ] = None,
+    settings: Annotated[
+        str, typer.Option(help="Device file with threads and provider of a device elsewhere (ssh:, adb:, --plan).")
+    ] = "ort_cpu_1t",
+    python: Annotated[str, typer.Option(help="Python of a device elsewhere; it needs numpy and onnxruntime.")] = "python3",
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> Path | None:
-    """Measure this machine's latency table and its error.
+    """Measure a device's latency table, and its error on whole networks.
+
+    Here, over ssh or adb, or anywhere by a file to copy.
 
     Every block of the space is timed, and some whole networks that tell how wrong their sum is. Interrupted, it goes on
-    where it was. Example: ofa profile runs/x --device ort_cpu_1t
+    where it was.
+
+    Examples:
+    ofa profile runs/x --device ort_cpu_1t;
+    ofa profile runs/x --device pi4=ssh:pi@host;
+    ofa profile runs/x --plan plan.zip, then on the device: python agent.py plan.zip -o results.json,
+    then: ofa profile runs/x --merge results.json --as jetson
     """
-    from latency.profile import ProfileConfig, profile_device
-    from ofa.progress import say
+    from latency import profile as profiling
+    from ofa.errors import OfaError
     from ofa.run_dir import Run
 
     opened = Run(run)
-    table = profile_device(opened, device, config=ProfileConfig(rounds=rounds), fresh=fresh)
-    path = opened.latency_path(table.device)
-    say(f"{path}: {len(table.entries)} blocks")
-    say(f"error on networks it was not calibrated on: {table.error}")
-    say(f"a line fitted to MACs alone:              {table.macs_error}")
-    say(f"limits are held with a margin of {table.margin:.1%} above predictions")
+    modes = {"--plan": plan, "--merge": merge, "--import": import_, "--check": check}
+    given = [name for name, value in modes.items() if value is not None]
+    if len(given) > 1:
+        raise OfaError(f"{' and '.join(given)}: expected one of them at a time")
+    if (merge or import_) and as_ is None:
+        raise OfaError(f"{given[0]} needs a name for the device: --as NAME")
+    if as_ is not None and not (merge or import_):
+        raise OfaError(f"--as {as_}: names what --merge or --import bring; a device measured here has its own name")
+    if check is not None:
+        _check(opened, check, json)
+        return run
+    config = profiling.ProfileConfig(
+        budget_s=_seconds(budget), rounds=rounds, resolutions=_sides(resolutions) if resolutions else None
+    )
+    if plan is not None:
+        _plan(opened, (device or [settings])[0], plan, config, precision)
+        return run
+    if merge is not None:
+        tables: list[LatencyModel] = [profiling.merge_results(opened, merge, str(as_))]
+    elif import_ is not None:
+        from latency.formats import import_timings
+
+        if format is None:
+            raise OfaError("--import needs --format mit_ofa, ultra96 or csv")
+        tables = [import_timings(import_, format, opened.whole_space, str(as_))]
+        tables[0].save(opened.latency_path(str(as_)))
+    else:
+        tables = [
+            profiling.profile_device(
+                opened, name, config=config, fresh=fresh, reuse=reuse, precision=precision, settings=settings, python=python
+            )
+            for name in device or ["ort_cpu_1t"]
+        ]
+    for table in tables:
+        _describe(opened, table)
     if json:
-        print_json(
-            {"path": str(path), "error": asdict(table.error), "macs_error": asdict(table.macs_error), "margin": table.margin}
-        )
+        print_json({"tables": [_summary(opened, table) for table in tables]})
     return run
+
+
+@command
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run directory with tables that `ofa profile` made.")],
+    arch: Annotated[list[Path], typer.Option(help="An arch.json, or a search's best/ folder; may be repeated.")],
+    device: Annotated[list[str] | None, typer.Option(help="Tables to ask; default: all of the run.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> Path | None:
+    """Predict an architecture's latency, and show where it goes.
+
+    Milliseconds on each device, between which values nine networks in ten measure, and a bar for every block.
+    Example: ofa predict runs/x --arch runs/x/search/best --device ort_cpu_1t
+    """
+    from latency.open import open_latency
+    from latency.table import LatencyTable
+    from ofa.artefacts import read_json
+    from ofa.errors import OfaError
+    from ofa.progress import say
+    from ofa.run_dir import Run
+    from ofa.space import ARCH_SCHEMA
+
+    opened = Run(run)
+    names = device or sorted(path.stem for path in (run / "latency").glob("*.json"))
+    if not names:
+        raise OfaError(f"{run} has no latency table yet; measure one: ofa profile {run}")
+    found = []
+    for source in arch:
+        path = source / "arch.json" if source.is_dir() else source
+        one = opened.space.from_json(read_json(path, schema=ARCH_SCHEMA))
+        population = opened.space.encode([one])
+        for name in names:
+            model = open_latency(opened.latency_path(name), opened.space)
+            record: dict[str, Any] = {"arch": str(path), "device": name, "latency_ms": float(model.predict(population)[0])}
+            record["interval_ms"] = model.interval(population)[0].tolist() if model.margin is not None else None
+            blocks = model.explain(one) if isinstance(model, LatencyTable) else []
+            record["blocks"] = [{**asdict(block), "spec": block.spec.to_dict()} for block in blocks]
+            found.append(record)
+            low, high = record["interval_ms"] or (None, None)
+            between = f", nine in ten networks within {low:.4g}-{high:.4g} ms" if low is not None else ", error not known"
+            say(f"{path} on {name}: {record['latency_ms']:.4g} ms{between}")
+            largest = max((block.latency_ms for block in blocks), default=1.0)
+            width = max((len(block.name) for block in blocks), default=0)
+            for block in blocks:
+                bar = "█" * round(BAR * max(0.0, block.latency_ms) / largest)
+                note = "  (interpolated)" if block.interpolated else ""
+                say(f"  {block.name:{width}} {block.latency_ms * 1e3:8.1f} us {bar:{BAR}} {block.spec}{note}")
+            if isinstance(model, LatencyTable) and model.offset:
+                say(f"  {'(besides)':{width}} {model.offset * 1e3:8.1f} us")
+    if json:
+        print_json({"predictions": found})
+    return None
+
+
+def _plan(run: Run, device: str, path: Path, config: Any, precision: str | None) -> None:
+    from latency.profile import write_plan
+    from ofa.progress import say
+
+    plan = write_plan(run, device, path, config=config, precision=precision)
+    kinds = [item["kind"] for item in plan.manifest["items"]]
+    say(f"{path}: {kinds.count('block')} blocks and {kinds.count('network')} networks, {path.stat().st_size / 1024:.0f} KiB")
+    say(f"copy it and {path.parent / 'agent.py'} to the device, which needs Python with numpy and onnxruntime; there:")
+    say(f"  python agent.py {path.name} -o results.json")
+    say("and here, with what it wrote:")
+    say(f"  ofa profile {run.path} --merge results.json --as NAME")
+
+
+def _check(run: Run, table: Path, json: bool) -> None:
+    from latency.freshness import StaleTableError, check_table
+    from ofa.progress import say
+
+    found = check_table(table, run.whole_space)
+    for then, now in found.networks:
+        say(f"  {then:8.4g} ms then, {now:8.4g} ms now ({now / then - 1:+.1%})")
+    say(f"{table}: {found}" + ("; its times were put right" if found.verdict == "rescaled" else ""))
+    if json:
+        print_json(asdict(found))
+    if found.verdict == "stale":
+        raise StaleTableError(f"{table}: is stale; measure anew: ofa profile {run.path} --device {table.stem} --fresh")
+
+
+def _describe(run: Run, table: LatencyModel) -> None:
+    from latency.table import LatencyTable
+    from ofa.progress import say
+
+    what = f"{len(table.entries)} blocks" if isinstance(table, LatencyTable) else "a predictor fitted to whole networks"
+    say(f"{run.latency_path(table.device)}: {what}")
+    if table.error is None:
+        say("its origin states no error; predictions come without an interval")
+        return
+    say(f"error on networks it was not fitted to: {table.error}")
+    say(f"a line fitted to MACs alone:            {table.macs_error}")
+    say(f"nine networks in ten measure within {table.margin:.1%} of a prediction; limits are held by that margin")
+    if isinstance(table, LatencyTable):
+        for spec, why in table.failed.items():
+            say(f"warning: {table.device} cannot run {spec} ({why})")
+        if table.energy is not None:
+            power = f"{table.energy['watts']:.2f} W, {table.energy['offset_mj']:.3g} mJ besides"
+            say(f"energy ({table.energy['meter']}): {power}, error {table.energy['rmspe']:.1%} on networks it was not fitted to")
+
+
+def _summary(run: Run, table: LatencyModel) -> dict[str, Any]:
+    return {
+        "device": table.device,
+        "path": str(run.latency_path(table.device)),
+        "error": asdict(table.error) if table.error else None,
+        "macs_error": asdict(table.macs_error) if table.macs_error else None,
+        "margin": table.margin,
+    }
+
+
+def _seconds(text: str) -> float:
+    from latency.agent import AgentError, parse_seconds
+    from ofa.errors import OfaError
+
+    try:
+        return parse_seconds(text)
+    except AgentError as error:
+        raise OfaError(str(error)) from None
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    from ofa.errors import OfaError
+
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise OfaError(f"--resolutions {text!r}: expected whole numbers with commas between, e.g. 128,176,224") from None

@@ -61,12 +61,13 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
     """Read a JSON object whose "schema" field is `schema`.
 
     Raises:
-        ArtefactError: if the file is missing, too large, not JSON, not an object, or of another schema.
+        ArtefactError: if the file is missing, too large, not JSON, not an object, of another schema,
+            or holds a name twice.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ArtefactError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, expected a {schema} file")
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), object_pairs_hook=_distinct)
     except FileNotFoundError:
         raise ArtefactError(f"{path}: no such file, expected a {schema} file") from None
     except OSError as error:
@@ -77,6 +78,15 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("schema") != schema:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         raise ArtefactError(f"{path}: schema is {found!r}, expected {schema!r}; it is not the file this command needs")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; of a name given twice, readers would believe one or the other."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"holds {next(name for name in names if names.count(name) > 1)!r} twice")
     return value
 
 

@@ -20,7 +20,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
-    """Show progress; yields `advance(n=1, note="")`. Time left is estimated from what this process did itself."""
+    """Show progress; yields `advance(n=1, note="", total=...)`. Time left is estimated from what this process did itself."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,8 +38,8 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
-        def advance(n: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=n)
+        def advance(n: int = 1, note: str | None = None, total: int | None = None) -> None:
+            bar.update(task, advance=n, total=total)
             if note is not None:
                 bar.update(task, note=note)
 
@@ -50,7 +50,7 @@ def _logger(description: str, total: int, done: int) -> Advance:
     start = last = time.monotonic()
     count, latest = 0, ""
 
-    def advance(n: int = 1, note: str | None = None) -> None:
+    def advance(n: int = 1, note: str | None = None, total: int = total) -> None:
         nonlocal last, count, latest
         count, latest = count + n, latest if note is None else note
         now = time.monotonic()

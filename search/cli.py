@@ -110,6 +110,7 @@ for verb in (
     ofa.cli.train,
     ofa.cli.specialize,
     latency.cli.profile,
+    latency.cli.predict,
     search,
     deploy.cli.export,
     deploy.cli.verify,

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from deploy.limits import Limit, format_value, parse_limit
 from latency.cost import CostModel, CountCost, MemoryCost, SizeCost
+from latency.energy_cost import EnergyCost
+from latency.freshness import require_usable
+from latency.open import open_latency
+from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.run_dir import Run
@@ -79,7 +83,7 @@ class Constraints:
     def values(self, limit: Limit, population: Population) -> NDArray[np.float64]:
         """Return the values that a limit is held against, (n,)."""
         model = self.costs[limit.key]
-        return model.upper(population) if isinstance(model, LatencyTable) else model.predict(population)
+        return model.upper(population) if isinstance(model, LatencyTable | LatencyPredictor) else model.predict(population)
 
     @cached_property
     def ranges(self) -> tuple[Range, ...]:
@@ -91,15 +95,12 @@ class Constraints:
             values = self.values(limit, drawn)
             extremes = self.values(limit, np.concatenate([ends, self._cheapest(limit)[None]]))
             share = float(np.mean([limit.allows(v) for v in values]))
-            found.append(
-                Range(
-                    limit,
-                    min(float(values.min()), float(extremes.min())),
-                    float(np.median(values)),
-                    max(float(values.max()), float(extremes.max())),
-                    share,
-                )
-            )
+            everything = np.concatenate([values, extremes])
+            known = everything[np.isfinite(everything)]
+            if not len(known):
+                self.costs[limit.key].predict(drawn[:1])  # says which block is not priced
+            median = float(np.median(values[np.isfinite(values)])) if np.isfinite(values).any() else float(known.min())
+            found.append(Range(limit, float(known.min()), median, float(known.max()), share))
         return tuple(found)
 
     def joint_share(self) -> float:
@@ -161,12 +162,10 @@ def _cost_model(run: Run, limit: Limit) -> CostModel:
             f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {known}; "
             f"measure it: ofa profile {run.path} --device {limit.device}"
         )
-    table = LatencyTable.load(path, run.space)
-    return _energy_model(table, limit) if limit.quantity == "energy" else table
-
-
-def _energy_model(table: LatencyTable, limit: Limit) -> CostModel:
-    """Where the energy of a device will come from, once tables hold any."""
-    raise OfaError(
-        f"limit {str(limit)!r}: the table of {table.device} holds no energy; limit its latency: latency@{table.device}"
-    )
+    model = open_latency(path, run.space)
+    if isinstance(model, LatencyTable):
+        require_usable(model, path)
+        return EnergyCost(model) if limit.quantity == "energy" else model
+    if limit.quantity == "energy":
+        raise OfaError(f"limit {str(limit)!r}: {path} was fitted to latencies and holds no energy; limit latency@{limit.device}")
+    return model

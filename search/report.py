@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from deploy.limits import Limit, format_value
 from latency.cost import CountCost
+from latency.open import LatencyModel, open_latency
 from latency.table import LatencyTable
 from ofa.artefacts import read_json, read_jsonl, sha256_of, write_bytes
 from ofa.run_dir import Run
@@ -71,14 +72,14 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
 
 def _content(run: Run) -> dict[str, Any]:
     """Return what the template shows."""
-    tables = [LatencyTable.load(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
+    tables = [open_latency(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
     searches = read_searches(run)
     exports = read_exports(run)
     shipped = {network.arch for network in exports}
     networks = exports + [best_of(run, search) for search in searches if search.best not in shipped]
     macs, params = CountCost("macs", run.space), CountCost("params", run.space)
     networks.sort(key=lambda n: (macs(n.arch), n.name))
-    costs: list[tuple[str, LatencyTable | CountCost]] = [(table.device, table) for table in tables] or [("", macs)]
+    costs: list[tuple[str, LatencyModel | CountCost]] = [(table.device, table) for table in tables] or [("", macs)]
     training = run.supernet_dir / "config.json"
     config = read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {}
     return {
@@ -103,7 +104,7 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _front(run: Run, device: str, cost: LatencyTable | CountCost, searches: Iterable[Search]) -> dict[str, Any]:
+def _front(run: Run, device: str, cost: LatencyModel | CountCost, searches: Iterable[Search]) -> dict[str, Any]:
     """Put all measured networks on one plot against one cost: latency in ms, or multiply-adds in millions."""
     key, unit, scale = (f"latency@{device}", "ms", 1.0) if device else ("macs", "M", 1e-6)
     top1: dict[ArchConfig, float] = {}
@@ -115,16 +116,17 @@ def _front(run: Run, device: str, cost: LatencyTable | CountCost, searches: Iter
         for limit in search.limits:
             if limit.key == key:
                 limits.setdefault(limit.bound * scale, []).append(search.name)
-    archs = list(top1)
-    costs = cost.predict(run.space.encode(archs)) * scale
-    kept = non_dominated(np.column_stack([costs, [-value for value in top1.values()]]))
+    prices = (cost.price if isinstance(cost, LatencyTable) else cost.predict)(run.space.encode(list(top1))) * scale
+    archs = [arch for arch, price in zip(top1, prices, strict=True) if np.isfinite(price)]  # a table may lack some blocks
+    costs = prices[np.isfinite(prices)]
+    kept = non_dominated(np.column_stack([costs, [-top1[arch] for arch in archs]]))
     points = []
     for arch, value, on_front in zip(archs, costs.tolist(), kept.tolist(), strict=True):
         label = ", ".join(chosen.get(arch, []))
         title = f"{brief(run.space, arch)}; top-1 {_percent(top1[arch])}, {_digits(value)} {unit if device else 'M MACs'}"
         points.append(Point(value, 100 * top1[arch], f"{label}: {title}" if label else title, on_front, label))
     bounds = [Bound(value, ", ".join(names), f"≤ {value:.4g} {unit}") for value, names in sorted(limits.items())]
-    reach = 1.3 * float(costs.max())
+    reach = 1.3 * float(costs.max(initial=0.0))
     shown = [bound for bound in bounds if bound.cost <= reach]
     x_title = "Predicted latency, ms" if device else "Multiply-adds (MACs), millions"
     return {
@@ -139,7 +141,7 @@ def _front(run: Run, device: str, cost: LatencyTable | CountCost, searches: Iter
     }
 
 
-def _latency_plot(table: LatencyTable) -> Markup | None:
+def _latency_plot(table: LatencyModel) -> Markup | None:
     return agreement_plot(table.validation, quantity="latency", unit="ms", band=BAND) if table.validation else None
 
 
@@ -197,7 +199,7 @@ def _history(run: Run) -> list[tuple[str, str, float]]:
         return [(shlex.join(command["argv"]), str(command["finished"]), float(command["seconds"])) for command in commands]
 
 
-def _hosts(run: Run, tables: Iterable[LatencyTable], networks: Iterable[Network]) -> list[tuple[str, list[str]]]:
+def _hosts(run: Run, tables: Iterable[LatencyModel], networks: Iterable[Network]) -> list[tuple[str, list[str]]]:
     """Return (machine with its versions, what was done there), each machine once."""
     work = [(command.get("host"), "commands") for command in run.record.get("commands", [])]
     work += [(table.provenance.get("host"), f"latency table {table.device}") for table in tables]
@@ -222,13 +224,15 @@ def _files(run: Run, searches: Iterable[Search], networks: Iterable[Network]) ->
     return [path for path in [*weights, *tables, *(s.path for s in searches), *models] if path.exists()]
 
 
-def _commands(run: Run, tables: Iterable[LatencyTable], config: Mapping[str, Any]) -> dict[str, str]:
+def _commands(run: Run, tables: Iterable[LatencyModel], config: Mapping[str, Any]) -> dict[str, str]:
     """Return the commands that make what a run lacks, with limits that can be met."""
     where = shlex.quote(str(run.path))
     some = run.space.sample(np.random.default_rng(0), 500)
     limit = Limit("macs", None, float(np.median(CountCost("macs", run.space).predict(some))))
     for table in tables:
-        limit = Limit("latency", table.device, float(np.median(table.predict(some))))
+        known = table.upper(some)
+        if np.isfinite(known).any():
+            limit = Limit("latency", table.device, float(np.median(known[np.isfinite(known)])))
     with reading(run.path / "run.json"):
         train = shlex.join(_train_again(run, config)) if run.has_images else ""
     return {

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latency.cost import CostModel, CountCost
-from latency.profile import spread_networks
+from latency.freshness import is_of_this_machine
+from latency.open import open_latency
+from latency.plan import spread_networks
 from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.progress import say
@@ -157,11 +160,13 @@ def _result(
 ) -> SearchResult:
     archs = list(top1)
     population = run.space.encode(archs)
-    costs = {key: model.predict(population) for key, model in models.items()}
+    costs = {key: _price(model, population) for key, model in models.items()}
     feasible = np.flatnonzero(constraints.violation(population) == 0)
     accuracy = np.array(list(top1.values()))
     candidates = tuple(
-        Candidate(arch, top1[arch], {key: float(values[i]) for key, values in costs.items()}, i in feasible)
+        Candidate(
+            arch, top1[arch], {key: float(values[i]) for key, values in costs.items() if np.isfinite(values[i])}, i in feasible
+        )
         for i, arch in enumerate(archs)
     )
     keys = [limit.key for limit in constraints.limits] or ["macs"]
@@ -184,9 +189,16 @@ def _result(
         new_evaluations=new,
         weights_sha256=weights_sha256,
         devices={
-            model.device: model.provenance["device"] for model in constraints.costs.values() if isinstance(model, LatencyTable)
+            model.device: model.provenance["device"]
+            for model in constraints.costs.values()
+            if isinstance(model, LatencyTable) and is_of_this_machine(model)
         },
     )
+
+
+def _price(model: CostModel, population: Population) -> NDArray[np.float64]:
+    """Price architectures, NaN where a table does not hold all of their blocks, (n,)."""
+    return model.price(population) if isinstance(model, LatencyTable) else model.predict(population)
 
 
 def _reported_costs(run: Run, constraints: Constraints) -> dict[str, CostModel]:
@@ -194,7 +206,7 @@ def _reported_costs(run: Run, constraints: Constraints) -> dict[str, CostModel]:
     costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in ("macs", "params")}
     for path in sorted((run.path / "latency").glob("*.json")):
         try:
-            costs[f"latency@{path.stem}"] = LatencyTable.load(path, run.space)
+            costs[f"latency@{path.stem}"] = open_latency(path, run.space)
         except OfaError as error:  # a table that a limit needs was read before; without another one the search still stands
             say(f"warning: {error}; latency on {path.stem} is left out")
     return costs | dict(constraints.costs)

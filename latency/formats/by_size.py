@@ -48,19 +48,15 @@ class TableBySize(LatencyTable):
             return LatencyTable(space, device, means, provenance=provenance)
         return cls(space, device, means, provenance=provenance, sizes=sizes)
 
-    def predict(self, population: Population) -> NDArray[np.float64]:
-        """Predict the latency of every architecture in milliseconds, (n,).
-
-        Raises:
-            MissingBlockError: naming a block that is not in the table, and those nearest to it.
-        """
+    def price(self, population: Population) -> NDArray[np.float64]:
+        """Predict every architecture with the times of its own input size, NaN where a block is unknown, (n,) ms."""
         column = self.space.column["resolution"]
         sides = np.array(self.space.dimensions[column].options)[population[:, column]]
         found = np.empty(len(population))
         others = ~np.isin(sides, list(self.tables))
-        found[others] = super().predict(population[others])
+        found[others] = super().price(population[others])
         for side, table in self.tables.items():
-            found[sides == side] = table.predict(population[sides == side])
+            found[sides == side] = table.price(population[sides == side])
         return found
 
     def explain(self, arch: ArchConfig) -> list[BlockCost]:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from latency.energy import EnergyError, Nvml, Rapl, find_meter, measure_energy_mj
@@ -138,3 +139,43 @@ def test_nvml_counts_millijoules(monkeypatch):
     assert not isinstance(meter, Rapl)
     before = meter.read_mj()
     assert meter.read_mj() - before == 250
+
+
+def test_energy_follows_latency_by_a_line(trained, monkeypatch):
+    """A device of 5 W that needs 0.2 mJ besides: limits on energy are limits on its line, and the file keeps it."""
+    from dataclasses import replace
+
+    from deploy.device import get_device
+    from latency import energy_cost
+    from latency.energy_cost import EnergyCost, with_energy
+    from latency.table import LatencyTable
+    from ofa.errors import OfaError
+
+    table = LatencyTable.load(trained.latency_path("ort_cpu_1t"), trained.space)
+    with pytest.raises(OfaError, match="holds no energy"):
+        EnergyCost(table)
+    networks = sorted(table.provenance["networks"], key=lambda n: n["measured_ms"])
+    chosen = iter([networks[i]["measured_ms"] for i in np.linspace(0, len(networks) - 1, 8).round().astype(int)])
+    monkeypatch.setattr(energy_cost, "measure_energy_mj", lambda call, meter, seconds: 5 * next(chosen) + 0.2)
+
+    class Fake:
+        name = "fake"
+
+    priced = with_energy(table, get_device("ort_cpu_1t"), Fake())
+    assert priced.energy["watts"] == pytest.approx(5)
+    assert priced.energy["offset_mj"] == pytest.approx(0.2)
+    assert priced.energy["rmspe"] < 1e-6
+    population = trained.space.sample(np.random.default_rng(0), 20)
+    np.testing.assert_allclose(EnergyCost(priced).predict(population), 5 * table.predict(population) + 0.2)
+    assert replace(priced, energy=None) == replace(table, energy=None)
+
+
+def test_table_file_keeps_energy(trained, tmp_path):
+    from dataclasses import replace
+
+    from latency.table import LatencyTable
+
+    table = LatencyTable.load(trained.latency_path("ort_cpu_1t"), trained.space)
+    energy = {"watts": 5.0, "offset_mj": 0.2, "rmspe": 0.01, "meter": "RAPL"}
+    replace(table, energy=energy).save(tmp_path / "t.json")
+    assert LatencyTable.load(tmp_path / "t.json", trained.space).energy == energy

@@ -12,9 +12,11 @@ from scipy.stats import kendalltau
 from deploy.device import DeviceError, get_device, list_devices
 from deploy.runtimes import open_session
 from deploy.timing import clock_of, measure, median_interval, time_once
+from latency.calibration import Calibration, FitError, leave_one_out_residuals
 from latency.cost import CountCost
-from latency.profile import ProfileConfig, leave_one_out_residuals, profile_space, spread_networks
-from latency.table import Calibration, FitError, LatencyTable, MissingBlockError
+from latency.plan import spread_networks
+from latency.profile import ProfileConfig, profile_space
+from latency.table import LatencyTable, MissingBlockError
 from ofa.artefacts import ArtefactError
 from ofa.errors import OfaError
 from ofa.spaces import get_space
@@ -121,12 +123,14 @@ def test_table_file_round_trips(table, tmp_path):
     [
         ({"schema": "other/1"}, "schema is 'other/1'"),
         ({"space": "mbv3_small_image"}, "is a table of space 'mbv3_small_image', expected 'mbv3_tiny_image'"),
-        ({"calibration": None}, "incomplete or damaged"),
-        ({"calibration": {"per_ms": 1}}, "incomplete or damaged"),
-        ({"margin": float("nan")}, "not finite"),
-        ({"error": {}}, "incomplete or damaged"),
-        ({"entries": [{"block": {"kind": "conv"}, "ms": 1.0}]}, "incomplete or damaged"),
-        ({"entries": 3}, "incomplete or damaged"),
+        ({"calibration": None}, "calibration = 'None'"),
+        ({"calibration": {"per_ms": "1"}}, "calibration.per_ms = '1'"),
+        ({"margin": float("nan")}, "margin = 'nan'"),
+        ({"error": {}}, r"error.n = .*required"),
+        ({"entries": [{"block": {"kind": "conv"}, "ms": 1.0}]}, "missing 3 required"),
+        ({"entries": []}, "at least 1 item"),
+        ({"entries": 3}, "entries = '3'"),
+        ({"more": 3}, "more = '3'"),
     ],
 )
 def test_damaged_table_is_refused(table, tmp_path, change, message):
@@ -137,13 +141,13 @@ def test_damaged_table_is_refused(table, tmp_path, change, message):
         LatencyTable.load(tmp_path / "t.json", SPACE)
 
 
-@pytest.mark.parametrize("ms", [0, -1, float("nan"), "fast", None, True])
+@pytest.mark.parametrize("ms", [-1, float("nan"), "fast", None, True])
 def test_entry_that_is_no_latency_is_refused(table, tmp_path, ms):
     table.save(tmp_path / "t.json")
     content = json.loads((tmp_path / "t.json").read_text())
     content["entries"][3]["ms"] = ms
     (tmp_path / "t.json").write_text(json.dumps(content))
-    with pytest.raises(ArtefactError, match="not a positive number"):
+    with pytest.raises(ArtefactError, match=r"entries\.3\.ms = "):
         LatencyTable.load(tmp_path / "t.json", SPACE)
 
 
@@ -170,24 +174,27 @@ def test_interrupted_measurement_goes_on_from_its_journal(tmp_path):
     assert journal.read_text().splitlines(keepends=True) == kept  # complete: nothing is timed again
     assert again.provenance["rounds"] == 3
     assert again.entries.keys() == first.entries.keys()
-    journal.write_text(lines[0].replace('"plan": "', '"plan": "0') + "".join(lines[1:]))  # another machine's
+    journal.write_text(lines[0].replace('"plan":"', '"plan":"0') + "".join(lines[1:]))  # another machine's
     profile_space(SPACE, device, ProfileConfig(rounds=3), journal=journal)
     assert json.loads(journal.read_text().splitlines()[0])["plan"] == json.loads(lines[0])["plan"]
-    assert journal.with_suffix(".old.jsonl").exists()  # the other machine's is kept
+    assert journal.with_name("j.jsonl.old").exists()  # the other machine's is kept
 
 
 @pytest.mark.parametrize("name", list_devices())
 def test_every_shipped_device_loads_and_opens_a_session(name):
     from deploy.emit import emit
 
+    device = get_device(name)
+    if device.runtime == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is an optional package")
     spec = next(iter(SPACE.blocks(SPACE.smallest).values()))
-    session = open_session(emit({"stem": spec}), get_device(name))
+    session = open_session(emit({"stem": spec}, precision=device.graph_precision), device)
     out = session.run(np.ones((2, spec.in_channels, spec.resolution, spec.resolution), np.float32))
     assert out.shape == (2, spec.out_channels, spec.out_resolution, spec.out_resolution)
 
 
 def test_device_files_are_checked(tmp_path):
-    with pytest.raises(DeviceError, match="unknown device 'pi4'; known: ort_cpu_1t, ort_cpu_2t"):
+    with pytest.raises(DeviceError, match=r"unknown device 'pi4'; known: .*ort_cpu_1t, ort_cpu_2t"):
         get_device("pi4")
     with pytest.raises(DeviceError, match="unknown device"):
         get_device("../devices/ort_cpu_1t")
@@ -208,7 +215,7 @@ def test_device_files_are_checked(tmp_path):
     with pytest.raises(DeviceError, match="name: String should match pattern"):
         get_device(str(tmp_path / "two words.toml"))
     (tmp_path / "d.toml").write_text('runtime = "tpu"')
-    with pytest.raises(DeviceError, match="unknown runtime 'tpu'; known: onnxruntime"):
+    with pytest.raises(DeviceError, match="unknown runtime 'tpu'; known: onnxruntime, openvino, torch_eager"):
         open_session(b"", get_device(str(tmp_path / "d.toml")))
 
 

@@ -15,8 +15,9 @@ import pytest
 from deploy.export import MODEL_SCHEMA
 from deploy.limits import parse_limit
 from deploy.verify import REPORT_SCHEMA
+from latency.calibration import Calibration, FitError
 from latency.cost import CountCost
-from latency.table import Calibration, FitError, LatencyTable
+from latency.table import LatencyTable
 from ofa.artefacts import ArtefactError, append_jsonl, read_json, sha256_of, write_json
 from ofa.run_dir import SCHEMA as RUN_SCHEMA
 from ofa.run_dir import DataSource, Run
@@ -63,7 +64,15 @@ def add_table(run: Run, device: str = DEVICE) -> None:
     error, by_macs = FitError(4, 0.03, 0.041, 0.75, 1.0, 0.91), FitError(4, 0.1, 0.123, 0.25, 0.5, 0.67)
     pairs = ((0.02, 0.021), (0.03, 0.029), (0.04, 0.05), (0.05, 0.05))
     LatencyTable(
-        run.space, device, entries, Calibration(1.0, 0.0, 0.0, 0.01), error, by_macs, 0.08, pairs, {"host": HOST, "clock": "cpu"}
+        run.space,
+        device,
+        entries,
+        Calibration(1.0, 0.0, 0.0, 0.01),
+        margin=0.08,
+        error=error,
+        macs_error=by_macs,
+        validation=pairs,
+        provenance={"host": HOST, "clock": "cpu"},
     ).save(run.latency_path(device))
 
 
@@ -204,7 +213,7 @@ def test_report_of_a_complete_run_has_every_section_and_number(run: Run) -> None
         "1.00 MiB",
         "not exported yet",
         "small ≤ 0.09 ms",
-        "A search adds 8.0%",
+        "measure within 8.0% of a prediction",
         "4.1%",  # the table's error beside that of MACs alone
         "12.3%",
         "0.71",
