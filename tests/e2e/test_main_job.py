@@ -173,6 +173,28 @@ def test_readme_shell_commands_run_as_written(tmp_path, readme_environment):
     assert (tmp_path / "runs" / "digits" / "report.html").exists()
 
 
+def test_device_commands_run_as_written(tmp_path, readme_environment, trained):
+    """docs/devices.md: the shell as a user follows it, with the trained run in the place of runs/digits; then its Python."""
+    shutil.copytree(trained.path, tmp_path / "runs" / "digits")
+    folder = tmp_path
+    commands = [line for block in code_blocks("console", "docs/devices.md") for line in block.splitlines()]
+    assert len(commands) == 9
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "cd":
+            folder = (folder / words[1]).resolve()
+            continue
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        done = subprocess.run(words, cwd=folder, env=readme_environment, capture_output=True, text=True, timeout=200)
+        stale = "--check" in words and "is stale" in done.stderr  # a busy machine may well say so
+        assert done.returncode == 0 or stale, f"{command}\n{done.stderr}"
+    assert folder == tmp_path
+    (block,) = code_blocks("python", "docs/devices.md")
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=readme_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert " ms\n" in done.stdout
+
+
 @pytest.mark.slow
 def test_training_commands_run_as_written(tmp_path, readme_environment):
     commands = [line for block in code_blocks("console", "docs/training.md") for line in block.splitlines()]

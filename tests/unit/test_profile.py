@@ -527,3 +527,50 @@ def test_plan_for_a_runtime_that_the_agent_lacks(run, tmp_path):
     (tmp_path / "vino.toml").write_text('runtime = "openvino"\n')
     with pytest.raises(OfaError, match=r"agent\.py has onnxruntime only"):
         write_plan(run, str(tmp_path / "vino.toml"), tmp_path / "plan.zip")
+
+
+def test_file_for_a_device_elsewhere_is_not_timed_here(trained, results, cli, tmp_path):
+    """Found under the limit of a merged table, the proof says what was predicted, not what this machine takes."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained.path, run)
+    write_json(tmp_path / "results.json", results)
+    assert cli("profile", run, "--merge", tmp_path / "results.json", "--as", "jetson").returncode == 0
+    process = cli(
+        "search", run, "--where", "latency@jetson <= 1ms", "--evals", 12, "--finalists", 1, "--rounds", 1, "--tag", "far"
+    )
+    assert process.returncode == 0, process.stderr
+    assert cli("export", run / "search" / "far" / "best", "-o", tmp_path / "out").returncode == 0
+    process = cli("verify", tmp_path / "out" / "model.onnx", "--json")
+    assert process.returncode == 0, process.stderr
+    (check,) = [c for c in json.loads(process.stdout)["checks"] if c["name"] == "latency@jetson"]
+    assert "jetson is not this machine, so the file was not timed on it" in check["detail"]
+    process = cli("verify", tmp_path / "out" / "model.onnx", "--where", "latency@jetson <= 1us")
+    assert process.returncode == 4
+    process = cli("verify", tmp_path / "out" / "model.onnx", "--where", "latency@nowhere <= 1ms")
+    assert process.returncode == 1
+    assert "unknown device 'nowhere'" in process.stderr
+    process = cli("report", run)
+    assert process.returncode == 0, process.stderr
+    assert "Latency on jetson" in (run / "report.html").read_text()
+
+
+def test_search_keeps_to_the_networks_that_a_table_prices(trained, cli, tmp_path):
+    """A table of one input size only: the search stays inside it, and the others cost no error."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained.path, run)
+    LatencyTable(SPACE, "board", {spec: law(spec) for spec in reachable_blocks(SPACE, (8,))}).save(run / "latency" / "board.json")
+    process = cli(
+        "search", run, "--where", "latency@board <= 1s", "--evals", 12, "--finalists", 2, "--rounds", 1, "--tag", "b", "--json"
+    )
+    assert process.returncode == 0, process.stderr
+    best = json.loads(process.stdout)
+    assert SPACE.resolution(SPACE.from_json(json.loads((run / "search" / "b" / "best" / "arch.json").read_text()))) == 8
+    assert best["costs"]["latency@board"] < 1
+    LatencyTable(SPACE, "none", {SPACE.all_blocks[0]: 1.0}).save(run / "latency" / "none.json")
+    process = cli("search", run, "--where", "latency@none <= 1s")
+    assert process.returncode == 1
+    assert "table of none has no entry for" in process.stderr.splitlines()[-1]
