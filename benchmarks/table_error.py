@@ -69,6 +69,10 @@ def main() -> None:
         }
         for name, predicted in predictions.items():
             errors.setdefault(name, []).append(FitError.of(predicted[judged], truth[judged]))
+        between = judged[table.is_interpolated(drawn)[judged]]
+        if len(between):
+            name = f"table, the {len(between)} networks at input sizes that were not timed"
+            errors.setdefault(name, []).append(FitError.of(predictions["table"][between], truth[between]))
         low, high = table.interval(drawn).T
         coverage.append(float(((low <= truth) & (truth <= high)).mean()))
         print(f"session {session + 1}: {errors['table'][-1]}; interval +-{table.margin:.1%} holds {coverage[-1]:.0%}", flush=True)

@@ -40,7 +40,6 @@ MIN_ROUNDS = 3  # however slow the device is
 ENOUGH = 8  # samples of an item: the ones that something disturbed are left out if so many others remain
 QUANTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
 NOISY = 0.15  # spread of the middle half over the median
-GRAPH_NAME = re.compile(r"graphs/[a-z]+_[0-9]{1,6}\.onnx")
 
 Call = Callable[[], object]
 Open = Callable[[bytes, Mapping[str, Any], Sequence[int]], Call]  # graph, device, input shape -> what runs it once
@@ -68,66 +67,60 @@ class Plan(NamedTuple):
 
 
 def write_plan(plan: Plan) -> bytes:
-    """Return plan.zip; equal plans give equal bytes."""
+    """Return plan.zip: the manifest and the graphs one after the other; equal plans give equal bytes."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        files = {"manifest.json": json.dumps(plan.manifest, sort_keys=True).encode()}
-        files.update({f"graphs/{name}.onnx": graph for name, graph in sorted(plan.graphs.items())})
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(buffer, "w") as archive:
+        # graphs are so alike that one stream of them takes a twentieth of what each would take alone
+        graphs = b"".join(plan.graphs[item["id"]] for item in plan.manifest["items"])
+        for name, data in (("manifest.json", json.dumps(plan.manifest, sort_keys=True).encode()), ("graphs.bin", graphs)):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_LZMA)
     return buffer.getvalue()
 
 
 def read_plan(path: str) -> Plan:
     """Read plan.zip. Nothing is unpacked to disk, and no more is read than a plan may hold."""
+    again = "make it again: ofa profile RUN --plan plan.zip"
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            strange = [name for name in names if name != "manifest.json" and not GRAPH_NAME.fullmatch(name)]
-            if strange or len(set(names)) < len(names) or "manifest.json" not in names:
-                problem = f"holds {strange[0]!r}" if strange else "lacks manifest.json or holds a name twice"
-                raise AgentError(f"{path}: {problem}; it is not a plan that `ofa profile --plan` made")
-            if sum(entry.file_size for entry in entries) > MAX_PLAN_BYTES:
-                raise AgentError(f"{path}: unpacks to more than {MAX_PLAN_BYTES >> 20} MiB; it is not a plan")
-            files = {}
-            for entry in entries:
-                with archive.open(entry) as file:
-                    files[entry.filename] = file.read(entry.file_size + 1)
-                if len(files[entry.filename]) > entry.file_size:
-                    raise AgentError(f"{path}: {entry.filename} is larger than it says; it is not a plan")
-        manifest = json.loads(files.pop("manifest.json"))
+            names = sorted(archive.namelist())
+            if names != ["graphs.bin", "manifest.json"]:
+                raise AgentError(f"{path}: holds {', '.join(names)[:80] or 'nothing'}, not a plan; {again}")
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_PLAN_BYTES:
+                raise AgentError(f"{path}: unpacks to more than {MAX_PLAN_BYTES >> 20} MiB, not a plan; {again}")
+            data = {}
+            for name in names:
+                with archive.open(name) as file:
+                    data[name] = file.read(MAX_PLAN_BYTES + 1)
+                if len(data[name]) > MAX_PLAN_BYTES:
+                    raise AgentError(f"{path}: {name} is larger than it says, not a plan; {again}")
+        manifest = json.loads(data["manifest.json"])
     except FileNotFoundError:
         raise AgentError(f"{path}: no such file; make a plan: ofa profile RUN --plan plan.zip") from None
     except AgentError:
         raise
     except Exception as error:  # zipfile and zlib raise a dozen kinds for damaged files
-        raise AgentError(
-            f"{path}: cannot be read ({first_line(error)}); make it again: ofa profile RUN --plan plan.zip"
-        ) from None
-    plan = Plan(manifest, {name[len("graphs/") : -len(".onnx")]: data for name, data in files.items()})
-    check_plan(plan, path)
-    return plan
-
-
-def check_plan(plan: Plan, source: str) -> None:
-    """Refuse a plan that lacks what measuring needs, or whose graphs are not those that it was made with."""
-    manifest = plan.manifest
+        raise AgentError(f"{path}: cannot be read ({first_line(error)}); {again}") from None
     try:
         if manifest["schema"] != PLAN_SCHEMA:
-            raise AgentError(f"{source}: schema is {manifest['schema']!r}, expected {PLAN_SCHEMA!r}; copy agent.py and plan anew")
-        ids = [str(item["id"]) for item in manifest["items"]]
-        sound = manifest["anchor"] in ids and len(set(ids)) == len(ids) and set(ids) == set(plan.graphs)
+            raise AgentError(f"{path}: schema is {manifest['schema']!r}, expected {PLAN_SCHEMA!r}; copy agent.py and plan anew")
+        graphs, end = {}, 0
+        for item in manifest["items"]:
+            start, end = end, end + item["graph_bytes"]
+            graphs[item["id"]] = data["graphs.bin"][start:end]
+            if hashlib.sha256(graphs[item["id"]]).hexdigest() != item["sha256"]:
+                raise AgentError(f"{path}: graph {item['id']} is damaged; {again}")
+        ids = [item["id"] for item in manifest["items"]]
+        sound = manifest["anchor"] in ids and len(set(ids)) == len(ids) and all(isinstance(name, str) for name in ids)
         sound = sound and isinstance(manifest["seed"], int) and isinstance(manifest["device"]["num_threads"], int)
+        sound = sound and manifest["clock"] in ("cpu", "wall")
         for item in manifest["items"]:
             sound = sound and item["kind"] in ("block", "network") and item["session_bytes"] >= 0
             sound = sound and all(isinstance(side, int) and 0 < side <= 2**16 for side in item["shape"])
-            if hashlib.sha256(plan.graphs[item["id"]]).hexdigest() != item["sha256"]:
-                raise AgentError(f"{source}: graph {item['id']} is damaged; make the plan again")
     except (KeyError, TypeError) as error:
-        raise AgentError(f"{source}: incomplete plan ({type(error).__name__}: {first_line(error)}); make it again") from None
+        raise AgentError(f"{path}: incomplete plan ({type(error).__name__}: {first_line(error)}); {again}") from None
     if not sound:
-        raise AgentError(f"{source}: damaged plan; make it again: ofa profile RUN --plan plan.zip")
+        raise AgentError(f"{path}: damaged plan; {again}")
+    return Plan(manifest, graphs)
 
 
 # -- the runtime ------------------------------------------------------------------------------------------------------

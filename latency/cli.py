@@ -34,7 +34,7 @@ def profile(
         str | None,
         typer.Option(
             help="Input sizes at which blocks are timed, e.g. 128,176,224; between them times are interpolated. "
-            "Default: all, of more than four the smallest, the middle and the largest."
+            "Default: all, of more than three the smallest, the middle and the largest."
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew instead of adding to earlier rounds.")] = False,

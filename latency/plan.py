@@ -22,7 +22,7 @@ from ofa.counts import block_params, macs
 from ofa.errors import OfaError
 from ofa.space import Population, SearchSpace
 
-ALL_UP_TO = 4  # resolutions: a space with more is timed at the smallest, the middle and the largest, and interpolated
+ALL_UP_TO = 3  # resolutions: a space with more is timed at the smallest, the middle and the largest, and interpolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ def make_plan(space: SearchSpace, device: DeviceSpec, blocks: Sequence[BlockSpec
                 **what,
                 "shape": [device.batch_size, *input_shape(first)],
                 "session_bytes": session_bytes(chain.values(), device.batch_size),
+                "graph_bytes": len(graph),
                 "sha256": hashlib.sha256(graph).hexdigest(),
             }
         )

@@ -293,7 +293,7 @@ def test_agent_reports_errors_in_one_line(copied):
 def rewrite(plan, change):
     """plan.zip with its files (name -> bytes) changed."""
     files = {"manifest.json": json.dumps(plan.manifest).encode()}
-    files |= {f"graphs/{name}.onnx": graph for name, graph in plan.graphs.items()}
+    files["graphs.bin"] = b"".join(plan.graphs[item["id"]] for item in plan.manifest["items"])
     change(files)
     return files
 
@@ -303,15 +303,17 @@ def rewrite(plan, change):
     [
         (lambda f: f.update({"../../etc/cron.d/x": b"1"}), "not a plan"),
         (lambda f: f.update({"/etc/passwd": b"1"}), "not a plan"),
-        (lambda f: f.update({"graphs/../../x.onnx": b"1"}), "not a plan"),
-        (lambda f: f.update({"graphs/block_1.onnx.py": b"1"}), "not a plan"),
-        (lambda f: f.pop("manifest.json"), "lacks manifest.json"),
+        (lambda f: f.update({"manifest.json/../../x": b"1"}), "not a plan"),
+        (lambda f: f.pop("manifest.json"), "not a plan"),
+        (lambda f: f.pop("graphs.bin"), "not a plan"),
         (lambda f: f.update({"manifest.json": b"{"}), "cannot be read"),
         (lambda f: f.update({"manifest.json": b"[" * 100_000}), "cannot be read"),
         (lambda f: f.update({"manifest.json": b"[]"}), "incomplete plan"),
         (lambda f: f.update({"manifest.json": b'{"schema": "other/9"}'}), "schema is 'other/9'"),
-        (lambda f: f.update({"graphs/block_00000.onnx": b"other"}), "graph block_00000 is damaged"),
-        (lambda f: f.pop("graphs/block_00000.onnx"), "incomplete plan|damaged plan"),
+        (lambda f: f.update({"graphs.bin": b"other"}), "graph block_00000 is damaged"),
+        (lambda f: f.update({"graphs.bin": b"x" + f["graphs.bin"]}), "graph block_00000 is damaged"),
+        (lambda f: f.update({"manifest.json": f["manifest.json"].replace(b'"graph_bytes": ', b'"graph_bytes": -')}), "damaged"),
+        (lambda f: f.update({"manifest.json": f["manifest.json"].replace(b'"graph_bytes": ', b'"more": ')}), "incomplete plan"),
         (lambda f: f.update({"manifest.json": f["manifest.json"].replace(b'"seed": 0', b'"seed": null')}), "damaged plan"),
         (lambda f: f.update({"manifest.json": f["manifest.json"].replace(b'"anchor": "net', b'"anchor": "nut')}), "damaged plan"),
         (
@@ -334,7 +336,7 @@ def test_hostile_plan_is_refused(small_plan, tmp_path, change, message):
 def test_bomb_is_not_unpacked(small_plan, tmp_path):
     path = tmp_path / "plan.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        with archive.open("graphs/block_0.onnx", "w", force_zip64=True) as file:
+        with archive.open("graphs.bin", "w", force_zip64=True) as file:
             for _ in range(300):
                 file.write(bytes(2**20))
         archive.writestr("manifest.json", "{}")
