@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from deploy import emit, get_device
+from deploy import get_device
 from deploy.device import DeviceSpec
-from deploy.emit import input_shape
+from deploy.emit import emit, input_shape
 from deploy.runtimes import open_session
 from deploy.timing import visit
 from latency import ProfileConfig

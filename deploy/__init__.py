@@ -6,7 +6,6 @@ from ofa.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from deploy.device import DeviceSpec, get_device, list_devices
-    from deploy.emit import emit
     from deploy.export import ExportedModel, export_subnet
     from deploy.verify import Verification, verify_model
 
@@ -14,7 +13,6 @@ __all__ = [
     "DeviceSpec",
     "ExportedModel",
     "Verification",
-    "emit",
     "export_subnet",
     "get_device",
     "list_devices",
@@ -25,7 +23,6 @@ __getattr__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("DeviceSpec", "get_device", "list_devices"), "deploy.device"),
-        "emit": "deploy.emit",
         **dict.fromkeys(("ExportedModel", "export_subnet"), "deploy.export"),
         **dict.fromkeys(("Verification", "verify_model"), "deploy.verify"),
     },
