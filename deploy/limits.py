@@ -5,6 +5,7 @@ After @ stands the device of a latency or an energy, or the precision of a memor
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ UNITS: dict[str, dict[str, float]] = {
 ON_DEVICE = ("latency", "energy")  # what only a device has
 PRECISIONS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a number; what memory and size depend on
 EXAMPLES = "latency@ort_cpu_1t <= 3ms, params <= 1.5M, macs <= 300M, memory <= 4MiB, size@int8 <= 2MB, top1 >= 0.97"
-_GRAMMAR = re.compile(r"\s*([a-z0-9_]+)(?:@([^\s<>=]+))?\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
+_GRAMMAR = re.compile(r"\s*([a-z0-9_]+)(?:@(\w[\w.-]*))?\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 
 class LimitError(OfaError):
@@ -90,7 +91,7 @@ def parse_limit(text: str) -> Limit:
         bound = float(number) * units[unit]
     except ValueError:
         raise LimitError(f"limit {text!r}: {number!r} is not a number") from None
-    if bound <= 0 or (quantity == "top1" and bound > 1):
+    if not 0 < bound < math.inf or (quantity == "top1" and bound > 1):
         raise LimitError(f"limit {text!r}: expected {'a share between 0 and 1' if quantity == 'top1' else 'a bound above zero'}")
     return Limit(quantity, device, bound, precision)
 

@@ -16,6 +16,7 @@ round, and every other time is divided by how much slower than usual the anchor 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import io
 import json
@@ -28,11 +29,15 @@ import time
 import zipfile
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("error: numpy is not installed here: pip install numpy")
 
 VERSION = 1
 PLAN_SCHEMA, RESULTS_SCHEMA, JOURNAL_SCHEMA = "ofa.plan/1", "ofa.results/1", "ofa.journal/1"
 MAX_PLAN_BYTES = 256 * 2**20  # unpacked; a plan has a few
+SMALL_PLAN_BYTES = 2**20  # of plan.zip
 NETWORK_RUNS = 3  # timed runs of a network in a visit, after one that fills the caches
 ANCHOR_SECONDS = 2.0  # the anchor is visited at least this often,
 ANCHOR_VISITS = 4  # and this often in a round
@@ -68,12 +73,16 @@ class Plan(NamedTuple):
 
 def write_plan(plan: Plan) -> bytes:
     """Return plan.zip: the manifest and the graphs one after the other; equal plans give equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        # graphs are so alike that one stream of them takes a twentieth of what each would take alone
-        graphs = b"".join(plan.graphs[item["id"]] for item in plan.manifest["items"])
-        for name, data in (("manifest.json", json.dumps(plan.manifest, sort_keys=True).encode()), ("graphs.bin", graphs)):
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_LZMA)
+    # graphs are so alike that one stream of them takes a third of what each would take alone
+    graphs = b"".join(plan.graphs[item["id"]] for item in plan.manifest["items"])
+    files = {"manifest.json": json.dumps(plan.manifest, sort_keys=True).encode(), "graphs.bin": graphs}
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):  # every Python reads the first; the second is far smaller
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(zipfile.ZipInfo(name), data, method, 9)
+        if buffer.tell() <= SMALL_PLAN_BYTES:
+            break
     return buffer.getvalue()
 
 
@@ -112,9 +121,10 @@ def read_plan(path: str) -> Plan:
         ids = [item["id"] for item in manifest["items"]]
         sound = manifest["anchor"] in ids and len(set(ids)) == len(ids) and all(isinstance(name, str) for name in ids)
         sound = sound and isinstance(manifest["seed"], int) and isinstance(manifest["device"]["num_threads"], int)
-        sound = sound and manifest["clock"] in ("cpu", "wall")
+        sound = sound and manifest["clock"] in ("cpu", "wall") and len(ids) > 1
         for item in manifest["items"]:
-            sound = sound and item["kind"] in ("block", "network") and item["session_bytes"] >= 0
+            sound = sound and item["kind"] in ("block", "network")
+            sound = sound and isinstance(item["session_bytes"], int) and item["session_bytes"] >= 0
             sound = sound and all(isinstance(side, int) and 0 < side <= 2**16 for side in item["shape"])
     except (KeyError, TypeError) as error:
         raise AgentError(f"{path}: incomplete plan ({type(error).__name__}: {first_line(error)}); {again}") from None
@@ -149,8 +159,14 @@ def open_onnxruntime(graph: bytes, device: Mapping[str, Any], shape: Sequence[in
     if provider not in ort.get_available_providers():
         have = ", ".join(ort.get_available_providers())
         raise AgentError(f"provider {provider!r} is not in this ONNX Runtime; it has: {have} (--provider)")
+    if device.get("precision", "fp32") not in ("fp32", "int8"):
+        raise AgentError(f"precision {device['precision']!r} is not one of ONNX Runtime here: fp32, int8; make another plan")
     providers = [(provider, dict(device.get("provider_options") or {}))]
-    session = ort.InferenceSession(graph, session_options(device), providers=providers)
+    session = ort.InferenceSession(graph, session_options(device), providers=providers, enable_fallback=0)
+    if session.get_providers()[0] != provider:
+        raise AgentError(
+            f"{provider} does not start here, ONNX Runtime would use {session.get_providers()[0]} instead (--provider)"
+        )
     inputs = np.random.default_rng(0).standard_normal(tuple(shape), dtype=np.float32)
     name, result = session.get_inputs()[0].name, session.get_outputs()[0].name
     output = session.run([result], {name: inputs})[0]
@@ -195,6 +211,7 @@ def measure(
     budget_s: float,
     runtime: Mapping[str, str],
     say: Say,
+    fresh: bool = False,
     advance: Optional[Callable[[int, int, float], None]] = None,
     alive: Callable[[str], None] = lambda what: None,
     clock: Callable[[Call], Sample] = time_once,
@@ -209,6 +226,7 @@ def measure(
         budget_s: seconds after which no round is begun; each part of the plan gets at least MIN_ROUNDS rounds.
         runtime: name and version of what runs the graphs.
         say: prints a line for people.
+        fresh: put earlier rounds aside and measure anew.
         advance: called as (rounds done, rounds expected, seconds left) after every round.
         alive: called with what is being done before every graph.
         clock: times a call.
@@ -221,27 +239,33 @@ def measure(
     anchor = manifest["anchor"]
     header = {"schema": JOURNAL_SCHEMA, "plan": plan.id, "device": device, "runtime": dict(runtime), "host": host_facts()}
     held = lock(journal)
-    records, state = open_journal(journal, header, say)
+    records, state = open_journal(journal, header, say, fresh)
     failed = {record["failed"]: record["why"] for record in records if "failed" in record}
     done = [record for record in records if "samples" in record]
     waves = split_waves(manifest, state["memory_bytes"] // 2)
     if len(waves) > 1:
         say(f"memory holds a part of the {len(items)} graphs at a time: measuring in {len(waves)} parts")
+    broken: Dict[str, str] = {}
     with held, open(journal, "ab") as file:
         for number, wave in enumerate(waves):
-            finished = sum(record["wave"] == number for record in done)
-            deadline = budget_s * (number + 1) / len(waves)
+            own = [record["seconds"] for record in done if record["wave"] == number]
             calls: Optional[Dict[str, Call]] = None
-            while finished < MIN_ROUNDS or (finished < rounds and sum(r["seconds"] for r in done) < deadline):
+            while len(own) < MIN_ROUNDS or (len(own) < rounds and sum(own) < budget_s / len(waves)):
                 began = time.monotonic()
                 if calls is None:
                     calls = load(plan, wave, anchor, open_graph, failed, file, say, alive)
-                rng = random.Random(f"{manifest['seed']}/{number}/{finished}")
-                record = {"wave": number, **one_round(calls, items, anchor, rng, clock, alive)}
+                rng = random.Random(f"{manifest['seed']}/{number}/{len(own)}")
+                record = {"wave": number, **one_round(calls, items, anchor, rng, clock, alive, broken)}
                 record["seconds"] = time.monotonic() - began
+                record["on"] = time.strftime("%Y-%m-%d")
+                for name, why in broken.items():
+                    failed[name] = why
+                    append(file, {"failed": name, "why": why})
+                    say(f"warning: {name} cannot be measured here ({why})")
+                broken.clear()
                 append(file, record)
                 done.append(record)
-                finished += 1
+                own.append(record["seconds"])
                 if advance:
                     spent = sum(r["seconds"] for r in done)
                     left = max(0.0, budget_s - spent)
@@ -296,14 +320,15 @@ def load(
 
 
 def one_round(
-    calls: Mapping[str, Call],
+    calls: Dict[str, Call],
     items: Mapping[str, Any],
     anchor: str,
     rng: random.Random,
     clock: Callable[[Call], Sample],
     alive: Callable[[str], None],
+    broken: Dict[str, str],
 ) -> Dict[str, Any]:
-    """Visit everything once in random order, and the anchor in between.
+    """Visit everything once in random order, and the anchor in between; what fails on the way goes from `calls` to `broken`.
 
     Returns:
         "anchor": samples of each visit to the anchor; "samples": item -> [number of anchor visits before it, samples].
@@ -322,7 +347,11 @@ def one_round(
     last = time.monotonic()
     for position, name in enumerate(order, start=1):
         alive(f"graph {position} of {len(order)} in this round")
-        samples[name] = [len(anchors), visit(name)]
+        try:
+            samples[name] = [len(anchors), visit(name)]
+        except Exception as error:  # out of memory, say
+            broken[name] = first_line(error)
+            del calls[name]
         if position % every == 0 or position == len(order) or time.monotonic() - last > ANCHOR_SECONDS:
             anchors.append(visit(anchor))
             last = time.monotonic()
@@ -346,6 +375,8 @@ def summarise(
     broken = 0
     for record, anchors in zip(rounds, visits):
         for name, (before, samples) in record["samples"].items():
+            if name in failed:
+                continue
             near = anchors[max(0, before - 1) : before + 1]  # the visit before it and the one after
             slowdown = float(np.mean(near)) / usual
             for sample in samples:
@@ -368,6 +399,7 @@ def summarise(
         "agent": VERSION,
         "clock": clock,
         "conditions": conditions,
+        "measured": rounds[-1].get("on", ""),
         "rounds": len(rounds),
         "seconds": sum(record["seconds"] for record in rounds),
         "anchor_ms": usual / 1e6,
@@ -399,17 +431,19 @@ def choose_clock(manifest: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]
     samples = [sample for record in rounds for visit in record["anchor"] for sample in visit]
     # on a busy machine wall time is the longer one most of the time, but not always
     share = float(np.quantile([cpu / max(1, wall) for cpu, wall, _ in samples], 0.95))
-    return (0, "cpu") if manifest["clock"] == "cpu" and share > 0.8 else (1, "wall")
+    usual = float(np.median([wall for _, wall, _ in samples]))
+    fine = time.get_clock_info("thread_time").resolution * 1e9 < 0.001 * usual  # it ticks every 16 ms on Windows
+    return (0, "cpu") if manifest["clock"] == "cpu" and fine and share > 0.8 else (1, "wall")
 
 
 # -- the journal ------------------------------------------------------------------------------------------------------
 
 
-def open_journal(path: str, header: Mapping[str, Any], say: Say) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
+def open_journal(path: str, header: Mapping[str, Any], say: Say, fresh: bool) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
     """Return the records of an earlier measurement of the same plan on the same device, and the state in which it began."""
     lines = list(read_lines(path))
     same = bool(lines) and {name: lines[0].get(name) for name in header} == json.loads(json.dumps(header))
-    if same and "memory_bytes" in lines[0]:
+    if same and isinstance(lines[0].get("memory_bytes"), int) and not fresh:
         records = [line for line in lines[1:] if is_record(line)]
         kept = sum("samples" in record for record in records)
         if kept:
@@ -419,8 +453,10 @@ def open_journal(path: str, header: Mapping[str, Any], say: Say) -> Tuple[List[D
             if file.read(1) != b"\n":  # a crash left half a line
                 file.write(b"\n")
         return records, lines[0]
-    if lines:  # of another plan or machine: not ours to continue, nor to lose
-        os.replace(path, path + ".old")
+    if lines:  # of another plan, setting or machine: not ours to continue, nor to lose
+        aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}.old"
+        os.replace(path, aside)
+        say(f"earlier rounds{'' if fresh else ' are of another plan or setting; they'} are kept as {aside}")
     # how much fits into memory is part of the state: what a round visits must not change when measuring goes on
     state = {**header, "conditions": conditions(), "memory_bytes": free_memory_bytes()}
     with open(path, "wb") as file:
@@ -440,7 +476,9 @@ def lock(path: str, patience_s: float = 20.0) -> Any:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):  # a file system without locks
+                return file
             if time.monotonic() > until:
                 file.close()
                 raise AgentError(f"{path}: another process is measuring this plan; wait for it or end it") from None
@@ -449,7 +487,15 @@ def lock(path: str, patience_s: float = 20.0) -> Any:
 
 def is_record(line: Mapping[str, Any]) -> bool:
     """Whether a line of the journal is whole."""
-    return {"failed", "why"} <= set(line) or {"wave", "seconds", "anchor", "samples"} <= set(line)
+    if isinstance(line.get("failed"), str):
+        return isinstance(line.get("why"), str)
+    try:
+        visits = [*line["anchor"], *(samples for _, samples in line["samples"].values())]
+        numbers = [line["wave"], line["seconds"], *(number for visit in visits for sample in visit for number in sample)]
+        sound = all(len(sample) == 3 for visit in visits for sample in visit) and len(line["anchor"]) > 0
+        return sound and all(isinstance(number, (int, float)) for number in numbers)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def read_lines(path: str) -> Iterable[Dict[str, Any]]:
@@ -613,7 +659,7 @@ def run(options: argparse.Namespace) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(options.out + ".tmp", options.out)
-    drift = f", {results['drift']:+.1%} slower at the end" if abs(results["drift"]) > 0.03 else ""
+    drift = f", times changed by {results['drift']:+.1%} on the way" if abs(results["drift"]) > 0.03 else ""
     say(f"{options.out}: {len(results['items'])} graphs in {results['seconds']:.0f} s{drift}; {len(results['failed'])} failed")
     say(f"take it back: ofa profile RUN --merge {os.path.basename(options.out)} --as NAME")
     print(hashlib.sha256(data).hexdigest())  # for whoever fetches the file
@@ -628,8 +674,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--rounds", type=int, default=60, help="how often everything is timed, at most (%(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the runtime, instead of the plan's")
     parser.add_argument("--provider", help="execution provider, instead of the plan's")
+    options = parser.parse_args(arguments)
+    for name, least in (("rounds", MIN_ROUNDS), ("threads", 1)):
+        if getattr(options, name) is not None and getattr(options, name) < least:
+            parser.error(f"--{name} {getattr(options, name)}: expected at least {least}")
     try:
-        run(parser.parse_args(arguments))
+        run(options)
     except AgentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -637,7 +687,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print("error: interrupted; what was measured is kept: give the same command again", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        advice = "; free some space and give the same command again" if error.errno == errno.ENOSPC else ""
+        print(f"error: {error.filename or options.out}: {error.strerror or error}{advice}", file=sys.stderr)
         return 1
     return 0
 

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from ofa.run_dir import Run
 
 BAR = 40  # characters of the longest bar
+MEASURING = ("--device", "--budget", "--rounds", "--precision", "--resolutions", "--fresh", "--reuse", "--settings", "--python")
+TAKES = {  # mode of profile -> options that it takes
+    "": MEASURING,
+    "--plan": ("--device", "--precision", "--resolutions"),
+    "--merge": ("--as",),
+    "--import": ("--as", "--format"),
+    "--check": (),
+}
 
 
 @command
@@ -27,8 +35,8 @@ def profile(
             "NAME=ssh:USER@HOST or NAME=adb:SERIAL. May be repeated."
         ),
     ] = None,
-    budget: Annotated[str, typer.Option(help="How long to measure each device, e.g. 60s or 5min.")] = "60s",
-    rounds: Annotated[int, typer.Option(help="How often everything is timed, at most.")] = 60,
+    budget: Annotated[str | None, typer.Option(help="How long to measure each device, e.g. 60s (default) or 5min.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="How often everything is timed, at most (default 60).")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or int8, instead of the device's own.")] = None,
     resolutions: Annotated[
         str | None,
@@ -54,9 +62,12 @@ def profile(
         Path | None, typer.Option(help="Time a few networks of this table again: fresh, rescaled (and put right) or stale.")
     ] = None,
     settings: Annotated[
-        str, typer.Option(help="Device file with threads and provider of a device elsewhere (ssh:, adb:, --plan).")
-    ] = "ort_cpu_1t",
-    python: Annotated[str, typer.Option(help="Python of a device elsewhere; it needs numpy and onnxruntime.")] = "python3",
+        str | None,
+        typer.Option(help="Device file with threads and provider of a device behind ssh: or adb: (default ort_cpu_1t)."),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Python there, a full path; it needs numpy and onnxruntime (default python3).")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> Path | None:
     """Measure a device's latency table, and its error on whole networks.
@@ -77,41 +88,71 @@ def profile(
     from ofa.run_dir import Run
 
     opened = Run(run)
+    options = {
+        "--device": device,
+        "--budget": budget,
+        "--rounds": rounds,
+        "--precision": precision,
+        "--resolutions": resolutions,
+        "--fresh": fresh or None,
+        "--reuse": reuse,
+        "--settings": settings,
+        "--python": python,
+        "--format": format,
+        "--as": as_,
+    }
     modes = {"--plan": plan, "--merge": merge, "--import": import_, "--check": check}
     given = [name for name, value in modes.items() if value is not None]
     if len(given) > 1:
         raise OfaError(f"{' and '.join(given)}: expected one of them at a time")
-    if (merge or import_) and as_ is None:
-        raise OfaError(f"{given[0]} needs a name for the device: --as NAME")
-    if as_ is not None and not (merge or import_):
-        raise OfaError(f"--as {as_}: names what --merge or --import bring; a device measured here has its own name")
+    mode = given[0] if given else ""
+    useless = [name for name, value in options.items() if value is not None and name not in TAKES[mode]]
+    if useless:
+        raise OfaError(f"{useless[0]} has no effect {f'with {mode}' if mode else 'here'}; leave it out")
+    if mode in ("--merge", "--import") and as_ is None:
+        raise OfaError(f"{mode} needs a name for the device: --as NAME")
+    names = device or ["ort_cpu_1t"]
     if check is not None:
         _check(opened, check, json)
         return run
-    config = profiling.ProfileConfig(
-        budget_s=_seconds(budget), rounds=rounds, resolutions=_sides(resolutions) if resolutions else None
-    )
+    sides = _sides(resolutions) if resolutions else None
+    config = profiling.ProfileConfig(budget_s=_seconds(budget or "60s"), rounds=rounds or 60, resolutions=sides)
     if plan is not None:
-        _plan(opened, (device or [settings])[0], plan, config, precision)
+        if len(names) > 1:
+            raise OfaError(f"--plan {plan}: is for one device, {len(names)} are named")
+        _plan(opened, names[0], plan, config, precision, json)
         return run
     if merge is not None:
         tables: list[LatencyModel] = [profiling.merge_results(opened, merge, str(as_))]
+        _describe(opened, tables[0])
     elif import_ is not None:
         from latency.formats import import_timings
 
         if format is None:
             raise OfaError("--import needs --format mit_ofa, ultra96 or csv")
+        profiling.require_foreign_name(str(as_))
         tables = [import_timings(import_, format, opened.whole_space, str(as_))]
         tables[0].save(opened.latency_path(str(as_)))
+        _describe(opened, tables[0])
     else:
-        tables = [
-            profiling.profile_device(
-                opened, name, config=config, fresh=fresh, reuse=reuse, precision=precision, settings=settings, python=python
+        there, its_python = settings or "ort_cpu_1t", python or "python3"
+        for name in names:  # before the first is measured
+            profiling.check_device(name, precision=precision, settings=there, python=its_python)
+        tables = []
+        for name in names:
+            tables.append(
+                profiling.profile_device(
+                    opened,
+                    name,
+                    config=config,
+                    fresh=fresh,
+                    reuse=reuse,
+                    precision=precision,
+                    settings=there,
+                    python=its_python,
+                )
             )
-            for name in device or ["ort_cpu_1t"]
-        ]
-    for table in tables:
-        _describe(opened, table)
+            _describe(opened, tables[-1])
     if json:
         print_json({"tables": [_summary(opened, table) for table in tables]})
     return run
@@ -129,6 +170,7 @@ def predict(
     Milliseconds on each device, between which values nine networks in ten measure, and a bar for every block.
     Example: ofa predict runs/x --arch runs/x/search/best --device ort_cpu_1t
     """
+    from latency.freshness import require_usable
     from latency.open import open_latency
     from latency.table import LatencyTable
     from ofa.artefacts import read_json
@@ -148,6 +190,8 @@ def predict(
         population = opened.space.encode([one])
         for name in names:
             model = open_latency(opened.latency_path(name), opened.space)
+            if isinstance(model, LatencyTable):
+                require_usable(model, opened.latency_path(name))
             record: dict[str, Any] = {"arch": str(path), "device": name, "latency_ms": float(model.predict(population)[0])}
             record["interval_ms"] = model.interval(population)[0].tolist() if model.margin is not None else None
             blocks = model.explain(one) if isinstance(model, LatencyTable) else []
@@ -159,7 +203,7 @@ def predict(
             largest = max((block.latency_ms for block in blocks), default=1.0)
             width = max((len(block.name) for block in blocks), default=0)
             for block in blocks:
-                bar = "█" * round(BAR * max(0.0, block.latency_ms) / largest)
+                bar = "█" * round(BAR * max(0.0, block.latency_ms) / largest) if largest > 0 else ""
                 note = "  (interpolated)" if block.interpolated else ""
                 say(f"  {block.name:{width}} {block.latency_ms * 1e3:8.1f} us {bar:{BAR}} {block.spec}{note}")
             if isinstance(model, LatencyTable) and model.offset:
@@ -169,7 +213,7 @@ def predict(
     return None
 
 
-def _plan(run: Run, device: str, path: Path, config: Any, precision: str | None) -> None:
+def _plan(run: Run, device: str, path: Path, config: Any, precision: str | None, json: bool) -> None:
     from latency.profile import write_plan
     from ofa.progress import say
 
@@ -180,6 +224,8 @@ def _plan(run: Run, device: str, path: Path, config: Any, precision: str | None)
     say(f"  python agent.py {path.name} -o results.json")
     say("and here, with what it wrote:")
     say(f"  ofa profile {run.path} --merge results.json --as NAME")
+    if json:
+        print_json({"plan": str(path), "agent": str(path.parent / "agent.py"), "graphs": len(kinds)})
 
 
 def _check(run: Run, table: Path, json: bool) -> None:
@@ -209,6 +255,13 @@ def _describe(run: Run, table: LatencyModel) -> None:
     say(f"a line fitted to MACs alone:            {table.macs_error}")
     say(f"nine networks in ten measure within {table.margin:.1%} of a prediction; limits are held by that margin")
     if isinstance(table, LatencyTable):
+        noisy, faults, drift = (table.provenance.get(name) or 0 for name in ("noisy_blocks", "clock_faults", "drift"))
+        if noisy > 0.1 * len(table.entries):
+            say(f"warning: {noisy} of {len(table.entries)} blocks varied much; measure again on a quiet machine (--fresh)")
+        if faults:
+            say(f"warning: the clock was set back in {faults} runs, which were left out")
+        if abs(drift) > 0.1:
+            say(f"note: the device changed its speed by {drift:+.0%} on the way, which was divided out")
         for spec, why in table.failed.items():
             say(f"warning: {table.device} cannot run {spec} ({why})")
         if table.energy is not None:

@@ -42,9 +42,24 @@ class EnergyCost:
         return float(self.predict(self.space.encode([arch]))[0])
 
     def predict(self, population: Population) -> NDArray[np.float64]:
-        """Predict the energy of every architecture, (n,) mJ."""
+        """Predict the energy of every architecture, (n,) mJ.
+
+        Raises:
+            MissingBlockError: as the table does.
+        """
+        return self._of(self.table.predict(population))
+
+    def price(self, population: Population) -> NDArray[np.float64]:
+        """Predict like `predict`, with NaN for architectures that hold an unknown block, (n,) mJ."""
+        return self._of(self.table.price(population))
+
+    def upper(self, population: Population) -> NDArray[np.float64]:
+        """Return the energy of what 95 % of networks take at most, (n,) mJ; infinity where a block is unknown."""
+        return self._of(self.table.upper(population))
+
+    def _of(self, latency_ms: NDArray[np.float64]) -> NDArray[np.float64]:
         assert self.table.energy is not None
-        return self.table.energy["watts"] * self.table.predict(population) + self.table.energy["offset_mj"]
+        return self.table.energy["watts"] * latency_ms + self.table.energy["offset_mj"]
 
 
 def with_energy(table: LatencyTable, device: DeviceSpec, meter: Meter) -> LatencyTable:
@@ -76,7 +91,7 @@ class EnergyLine:
 
     watts: float
     offset_mj: float
-    rmspe: float  # of each network, the line being fitted to the others
+    rmspe: float  # from measured latency, of each network, the line being fitted to the others
 
     @classmethod
     def fit(cls, ms: NDArray[np.float64], mj: NDArray[np.float64]) -> EnergyLine:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ from ofa.space import SearchSpace
 SAME = 0.03  # a common factor within this is no change,
 SPREAD = 0.05  # and networks within this of the common factor follow it
 OLD_DAYS = 90
-NETWORKS, ROUNDS = 6, 40  # five and an anchor, in the middle
+NETWORKS, ROUNDS = 6, 40  # the fastest, the slowest and four between
+SECONDS = 20.0  # no round is begun after this
 
 
 class StaleTableError(OfaError):
@@ -42,8 +44,8 @@ def own_runtime(device: DeviceSpec) -> dict[str, str]:
 
 
 def is_of_this_machine(table: LatencyTable) -> bool:
-    """Whether a table was measured on the machine that this is."""
-    return table.provenance.get("host") == agent.host_facts()
+    """Whether a table was measured on this machine, by this installation."""
+    return table.provenance.get("measured_by") == "here" and table.provenance.get("host") == agent.host_facts()
 
 
 def require_usable(table: LatencyTable, path: Path) -> None:
@@ -53,7 +55,7 @@ def require_usable(table: LatencyTable, path: Path) -> None:
         StaleTableError: saying what differs: runtime version (major.minor), threads, precision, provider, batch size.
     """
     recorded = table.provenance.get("device")
-    again = f"measure anew: ofa profile RUN --device {table.device} --fresh"
+    again = f"measure anew: {table.provenance.get('command', 'ofa profile')}"
     if isinstance(recorded, Mapping) and table.device in list_devices():
         then, now = settings(recorded), settings(get_device(table.device).model_dump())
         changed = next((name for name in now if name in then and then[name] != now[name]), None)
@@ -61,15 +63,14 @@ def require_usable(table: LatencyTable, path: Path) -> None:
             raise StaleTableError(f"{path}: measured with {changed} {then[changed]}, {table.device} has {now[changed]}; {again}")
     if not is_of_this_machine(table):
         return
-    runtime = table.provenance.get("runtime", {})
+    runtime = table.provenance.get("runtime")
+    if runtime is None:
+        return
     version = runtime_version(runtime["name"])
     if major_minor(runtime["version"]) != major_minor(version):
         raise StaleTableError(f"{path}: measured with {runtime['name']} {runtime['version']}, this is {version}; {again}")
-    measured = table.provenance.get("measured", "")
-    try:
-        age = (date.today() - date.fromisoformat(measured)).days
-    except ValueError:
-        return
+    last = table.provenance.get("checked") or table.provenance.get("measured")
+    age = (date.today() - date.fromisoformat(last)).days if last else 0
     if age > OLD_DAYS:
         say(f"warning: {path} is {age} days old; see whether it still holds: ofa profile RUN --check {path}")
 
@@ -99,18 +100,30 @@ def check_table(path: Path, space: SearchSpace) -> Freshness:
         OfaError: if the table was not measured on this machine.
     """
     table = LatencyTable.load(path, space)
-    known = table.provenance.get("networks", [])
-    if not is_of_this_machine(table) or len(known) < NETWORKS:
+    known = table.provenance.get("networks") or []
+    if not is_of_this_machine(table) or len(known) < NETWORKS or "device" not in table.provenance:
         raise OfaError(f"{path}: was not measured on this machine, so it cannot be checked here; measure there with a new plan")
+    require_usable(table, path)
     device = make_device(table.provenance["device"], path)
+    for warning in agent.warnings(device.model_dump(), agent.conditions()):
+        say(f"warning: {warning}")
     by_time = sorted(known, key=lambda network: float(network["measured_ms"]))
     chosen = [by_time[i] for i in np.linspace(0, len(by_time) - 1, NETWORKS).round().astype(int)]
     then = np.array([network["measured_ms"] for network in chosen])
-    now = time_again(space, device, [network["arch"] for network in chosen])
+    now = time_again(space, device, [network["arch"] for network in chosen], clock=table.provenance.get("clock"))
     found = judge(then, now)
     if found.verdict == "rescaled":
-        rescaled_table(table, found.factor).save(path)
+        table = rescaled_table(table, found.factor)
+        put_aside(path.parent / f"{path.stem}.journal.jsonl")  # its rounds are of the other speed
+    if found.verdict != "stale":
+        replace(table, provenance={**table.provenance, "checked": date.today().isoformat()}).save(path)
     return found
+
+
+def put_aside(journal: Path) -> None:
+    """Keep a journal under another name, so that measuring begins anew."""
+    if journal.exists():
+        journal.replace(journal.with_name(f"{journal.name}.{datetime.now():%Y%m%d-%H%M%S}.old"))
 
 
 def judge(then: np.ndarray[Any, np.dtype[np.float64]], now: np.ndarray[Any, np.dtype[np.float64]]) -> Freshness:
@@ -126,7 +139,9 @@ def judge(then: np.ndarray[Any, np.dtype[np.float64]], now: np.ndarray[Any, np.d
     return Freshness(verdict, factor, spread, tuple(zip(then.tolist(), now.tolist(), strict=True)))
 
 
-def time_again(space: SearchSpace, device: DeviceSpec, archs: list[dict[str, Any]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def time_again(
+    space: SearchSpace, device: DeviceSpec, archs: list[dict[str, Any]], *, clock: str | None = None
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Time networks in turns, (n,) ms."""
     calls = []
     for values in archs:
@@ -134,10 +149,13 @@ def time_again(space: SearchSpace, device: DeviceSpec, archs: list[dict[str, Any
         shape = (device.batch_size, *input_shape(next(iter(chain.values()))))
         images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         calls.append(open_session(emit(chain, precision=device.graph_precision), device).prepare(images))
-    column = 0 if clock_of(device) == "cpu" else 1
+    column = 0 if (clock or clock_of(device)) == "cpu" else 1
     rng = np.random.default_rng(0)
     samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
+    end = time.monotonic() + SECONDS
+    for number in range(ROUNDS):
+        if number >= 3 and time.monotonic() > end:
+            break
         for i in rng.permutation(len(calls)).tolist():
             samples[i] += [sample[column] for sample in visit(calls[i], warm_up=1, runs=3)]
     return np.median(samples, axis=1)

@@ -10,7 +10,7 @@ from latency.formats import by_size
 from latency.predictor import SCHEMA as PREDICTOR
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
-from ofa.artefacts import MAX_JSON_BYTES
+from ofa.artefacts import MAX_JSON_BYTES, ArtefactError
 from ofa.space import SearchSpace
 
 LatencyModel = LatencyTable | LatencyPredictor
@@ -25,7 +25,10 @@ def open_latency(path: Path, space: SearchSpace) -> LatencyModel:
         ArtefactError: if the file is missing, damaged, or of another space.
     """
     load = LOADERS.get(_schema(path), LatencyTable.load)  # which says what is wrong with any other file
-    return load(path, space)
+    model = load(path, space)
+    if model.device != path.stem:
+        raise ArtefactError(f"{path}: is the table of {model.device!r}; name the file after it, or it after the file")
+    return model
 
 
 def _schema(path: Path) -> str:

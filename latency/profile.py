@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from deploy.device import DeviceSpec, get_device, make_device
+from deploy.device import DeviceSpec, get_device, list_devices, make_device
 from deploy.runtimes import open_session
 from latency import agent
-from latency.energy import find_meter
+from latency.energy import EnergyError, find_meter
 from latency.energy_cost import with_energy
 from latency.freshness import own_runtime, require_same_machine
 from latency.plan import Networks, make_plan, reachable_blocks, timed_resolutions
@@ -28,8 +28,8 @@ from ofa.progress import progress, say
 from ofa.run_dir import Run
 from ofa.space import SearchSpace
 
+AGENT_HEAD = 100  # bytes by which an agent.py is known for one of ours
 LINKS = 12  # blocks of an earlier table that are timed again, to tell how the two sessions compare
-MAX_PLAN_BYTES = 2**20  # of plan.zip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,23 +80,38 @@ def profile_device(
     run = run if isinstance(run, Run) else Run(run)
     remote = parse_remote(device, python=python)
     if remote is not None:
+        require_foreign_name(remote.name)
         plan = plan_space(run.whole_space, agent_device(settings, precision), config)
-        results = run.path / "latency" / f"{remote.name}.results.json"
+        results = run.path / "latency" / "results" / f"{remote.name}.json"
         measure_there(remote, plan, results, budget_s=config.budget_s, rounds=config.rounds, fresh=fresh)
-        return merge_results(run, results, remote.name)
+        return merge_results(run, results, remote.name, command=f"ofa profile {run.path} --device {device}")
     spec = with_precision(get_device(device), precision)
     for warning in agent.warnings(spec.model_dump(), agent.conditions()):
         say(f"warning: {warning}")
     journal = run.path / "latency" / f"{spec.name}.journal.jsonl"
-    if fresh:
-        journal.unlink(missing_ok=True)
-    known = known_blocks(reuse, spec) if reuse else None
-    table = profile_space(run.whole_space, spec, config, journal=journal, known=known)
-    meter = find_meter(gpu=spec.provider.startswith(("CUDA", "Tensorrt", "GPU")))
-    if meter is not None:
-        table = with_energy(table, spec, meter)
+    known = known_blocks(reuse, spec, run.whole_space) if reuse else None
+    command = f"ofa profile {run.path} --device {device}" + (f" --precision {precision}" if precision else "") + " --fresh"
+    table = profile_space(run.whole_space, spec, config, journal=journal, known=known, fresh=fresh, command=command)
     table.save(run.latency_path(spec.name))
-    return table
+    return add_energy(run, table, spec)
+
+
+def add_energy(run: Run, table: LatencyTable, device: DeviceSpec) -> LatencyTable:
+    """Measure energy too, where this machine has a meter for the device; a failure costs no more than the energy."""
+    on_card = device.provider.startswith(("CUDA", "Tensorrt", "NvTensorRTRTX"))
+    if not on_card and device.provider not in ("CPUExecutionProvider", "CPU", "cpu", "XnnpackExecutionProvider"):
+        say(f"energy is not measured: no meter is known for {device.provider}")
+        return table
+    meter = find_meter(gpu=on_card)
+    if meter is None:
+        return table
+    try:
+        priced = with_energy(table, device, meter)
+    except EnergyError as error:
+        say(f"warning: energy is left out: {error}")
+        return table
+    priced.save(run.latency_path(device.name))
+    return priced
 
 
 def profile_space(
@@ -107,10 +122,14 @@ def profile_space(
     journal: Path,
     known: Mapping[BlockSpec, float] | None = None,
     networks: Networks | None = None,
+    fresh: bool = False,
+    command: str = "",
 ) -> LatencyTable:
     """Measure a space's blocks and networks on this machine and fit the table; `journal` makes it resumable."""
     plan = plan_space(space, device, config, known=known, networks=networks)
-    return fit_table(space, measure_here(plan, device, config, journal), device=device.name, known=known)
+    found = measure_here(plan, device, config, journal, fresh=fresh)
+    command = command or f"ofa profile RUN --device {device.name} --fresh"
+    return fit_table(space, found, device=device.name, known=known, measured_by="here", command=command)
 
 
 def plan_space(
@@ -126,6 +145,12 @@ def plan_space(
     if networks is None:
         networks = Networks.spread(space, rng, config.num_calibration, config.num_validation)
     blocks = reachable_blocks(space, config.resolutions or timed_resolutions(space))
+    sides = space.dimensions[space.column["resolution"]].options
+    if config.resolutions and not {sides[0], sides[-1]} <= set(config.resolutions):
+        raise OfaError(
+            f"input sizes {', '.join(map(str, config.resolutions))}: expected the smallest and the largest of {space.name} "
+            f"among them, {sides[0]} and {sides[-1]}; between timed sizes a table interpolates, beyond them it does not guess"
+        )
     if known:
         links = [spec for spec in blocks if spec in known]
         links = [links[i] for i in sorted(rng.permutation(len(links))[:LINKS])]
@@ -133,7 +158,7 @@ def plan_space(
     return make_plan(space, device, blocks, networks, seed=config.seed)
 
 
-def measure_here(plan: agent.Plan, device: DeviceSpec, config: ProfileConfig, journal: Path) -> Results:
+def measure_here(plan: agent.Plan, device: DeviceSpec, config: ProfileConfig, journal: Path, *, fresh: bool = False) -> Results:
     """Measure a plan on this machine, through the runtime of the device."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     kinds = [item["kind"] for item in plan.manifest["items"]]
@@ -162,6 +187,7 @@ def measure_here(plan: agent.Plan, device: DeviceSpec, config: ProfileConfig, jo
                 budget_s=config.budget_s,
                 runtime=own_runtime(device),
                 say=say,
+                fresh=fresh,
                 advance=advance,
             )
         except agent.AgentError as error:
@@ -180,29 +206,60 @@ def write_plan(
     run = run if isinstance(run, Run) else Run(run)
     plan = plan_space(run.whole_space, agent_device(device, precision), config or ProfileConfig())
     data = agent.write_plan(plan)
-    if len(data) > MAX_PLAN_BYTES:
+    if len(data) > agent.SMALL_PLAN_BYTES:
         size = len(data) / 2**20
         raise OfaError(f"the plan takes {size:.1f} MiB, at most 1 MiB is sent around; fewer --resolutions make it smaller")
+    ours, beside = Path(agent.__file__).read_bytes(), path.parent / "agent.py"
+    if beside.exists() and beside.read_bytes()[:AGENT_HEAD] != ours[:AGENT_HEAD]:
+        raise OfaError(f"{beside} is a file of yours; give the plan a folder of its own, e.g. --plan device/{path.name}")
     write_bytes(path, data)
-    own = path.parent / "agent.py"
-    if own.resolve() != Path(agent.__file__).resolve():
-        write_bytes(own, Path(agent.__file__).read_bytes())
+    if not beside.exists() or not beside.samefile(agent.__file__):
+        write_bytes(beside, ours)
     return plan
 
 
-def merge_results(run: Run | Path | str, results: Path, name: str) -> LatencyTable:
+def merge_results(run: Run | Path | str, results: Path, name: str, *, command: str = "") -> LatencyTable:
     """Make the table of another device of what its agent wrote, and save it in the run as `name`.
 
     Raises:
         OfaError: if the results are damaged, of another space, or lack too much.
     """
     run = run if isinstance(run, Run) else Run(run)
+    require_foreign_name(name)
     found = read_results(results)
-    space = run.whole_space
     device = device_of(found, name, results)
-    table = fit_table(space, found, device=device.name)
+    command = command or f"ofa profile {run.path} --plan plan.zip, measure it there again, and --merge its results --as {name}"
+    table = fit_table(run.whole_space, found, device=device.name, measured_by="agent", command=command)
     table.save(run.latency_path(device.name))
     return table
+
+
+def check_device(device: str, *, precision: str | None, settings: str = "ort_cpu_1t", python: str = "python3") -> None:
+    """Refuse what `profile_device` would refuse of a device, before anything is measured.
+
+    Raises:
+        OfaError: naming what is wrong; also for settings of a device elsewhere, given for one of this machine.
+    """
+    remote = parse_remote(device, python=python)
+    if remote is not None:
+        require_foreign_name(remote.name)
+        agent_device(settings, precision)
+        return
+    if settings != "ort_cpu_1t" or python != "python3":
+        raise OfaError(f"--settings and --python are for devices behind ssh or adb; {device} is one of this machine")
+    own_runtime(with_precision(get_device(device), precision))
+
+
+def require_foreign_name(name: str) -> None:
+    """Refuse a name under which a device of this machine goes.
+
+    Raises:
+        OfaError: for the name of a device that ships.
+    """
+    if name in list_devices():
+        raise OfaError(
+            f"name {name!r}: is a device of this machine, whose table it would replace; name the other one differently"
+        )
 
 
 def agent_device(name: str, precision: str | None) -> DeviceSpec:
@@ -216,6 +273,8 @@ def agent_device(name: str, precision: str | None) -> DeviceSpec:
         raise OfaError(
             f"device {spec.name} is of runtime {spec.runtime}; agent.py has onnxruntime only; profile it on its machine"
         )
+    if spec.precision not in ("fp32", "int8"):
+        raise OfaError(f"device {spec.name} is of precision {spec.precision}; agent.py runs fp32 and int8")
     return spec
 
 
@@ -237,12 +296,14 @@ def device_of(results: Results, name: str, source: Path) -> DeviceSpec:
         raise OfaError(f"{problem}: {first['msg']}") from None
 
 
-def known_blocks(path: Path, device: DeviceSpec) -> dict[BlockSpec, float]:
-    """Return the block times of a table that was measured on this machine with the same settings.
+def known_blocks(path: Path, device: DeviceSpec, space: SearchSpace) -> dict[BlockSpec, float]:
+    """Return the times of this space's blocks from a table that was measured on this machine with the same settings.
 
     Raises:
         ArtefactError: if it was not.
     """
     value = read_table_file(path)
-    require_same_machine(path, value.provenance, device)
-    return {BlockSpec.from_dict(entry.block): entry.ms for entry in value.entries}
+    require_same_machine(path, value.provenance.model_dump(), device)
+    blocks = set(space.all_blocks)
+    times = ((BlockSpec.from_dict(entry.block), entry.ms) for entry in value.entries)
+    return {spec: ms for spec, ms in times if spec in blocks}

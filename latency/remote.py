@@ -13,8 +13,11 @@ import shlex
 import shutil
 import subprocess
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from latency import agent
 from ofa.artefacts import write_bytes
@@ -96,7 +99,9 @@ def measure_there(
         f"cd {folder} && {shlex.quote(remote.python)} agent.py plan.zip -o results.json --budget {budget_s:g}s --rounds {rounds}",
         silence_s,
     )
-    data = _shell(remote, f"cat {folder}/results.json")
+    # a shell may greet: what counts stands after the mark
+    mark = f"--ofa-{digest[:16]}--"
+    _, _, data = _shell(remote, f"echo {mark}; cat {folder}/results.json").partition(f"{mark}\n".encode())
     if hashlib.sha256(data).hexdigest() != digest:
         raise RemoteError(
             f"{remote.name}: its results arrived damaged ({len(data)} bytes); "
@@ -121,6 +126,7 @@ def _shell(remote: Remote, command: str, *, given: bytes = b"") -> bytes:
 def _watch(remote: Remote, command: str, silence_s: float) -> str:
     """Run the agent, repeat what it says, and return the SHA-256 of the file that it wrote."""
     lines: queue.Queue[str | None] = queue.Queue()
+    printed: deque[str] = deque(maxlen=1)  # the last line of stdout; all of it must be read, or the agent would wait
     process = subprocess.Popen(
         remote.argv(command),
         stdin=subprocess.DEVNULL,
@@ -130,13 +136,20 @@ def _watch(remote: Remote, command: str, silence_s: float) -> str:
         errors="replace",
     )
 
-    def read() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.put(line.rstrip())
-        lines.put(None)
+    def listen(stream: IO[str], take: Callable[[str], None], end: Callable[[], None]) -> threading.Thread:
+        def read() -> None:
+            for line in stream:
+                take("".join(c for c in line.rstrip() if c.isprintable()))
+            end()
 
-    threading.Thread(target=read, daemon=True).start()
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        return thread
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdout = listen(process.stdout, printed.append, lambda: None)
+    listen(process.stderr, lines.put, lambda: lines.put(None))
     last = ""
     try:
         while (line := lines.get(timeout=silence_s)) is not None:
@@ -148,7 +161,8 @@ def _watch(remote: Remote, command: str, silence_s: float) -> str:
         ) from None
     finally:
         _end(process)
-    digest = (process.stdout.read() if process.stdout else "").strip().rpartition("\n")[2]
+    stdout.join(timeout=5)
+    digest = printed[0] if printed else ""
     if process.returncode or not re.fullmatch("[0-9a-f]{64}", digest):
         why = last.removeprefix("error: ") or f"exit code {process.returncode}"
         raise RemoteError(f"{remote.name}: {why[:200]}; what it measured is kept there: give the same command again")

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from latency import agent
 from latency.agent import RESULTS_SCHEMA
 from latency.calibration import Calibration, FitError, block_design, interval_margin, leave_one_out_residuals
 from latency.table import LatencyTable
+from latency.table_file import Day, Milliseconds, RuntimeRecord
 from ofa.artefacts import ArtefactError, read_json
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 from ofa.space import SearchSpace
 
+MIN_LINKS = 5
 MIN_FITTED = 5  # networks; a calibration has four coefficients
 Name = Annotated[str, Field(max_length=40)]
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, AfterValidator(lambda text: "".join(c for c in agent.first_line(text) if c.isprintable()))]
 
 
 class _Part(BaseModel):
@@ -72,22 +74,26 @@ class Results(_Part):
     schema_: Literal["ofa.results/1"] = Field(alias="schema")
     plan: PlanRecord
     device: dict[str, Any]
-    runtime: dict[str, str]
+    runtime: RuntimeRecord
     host: dict[str, Any]
     clock: Literal["cpu", "wall"]
     conditions: dict[str, Any] | None
+    measured: Day
     rounds: Annotated[int, Field(ge=1)]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     drift: Annotated[float, Field(allow_inf_nan=False)]
     clock_faults: Annotated[int, Field(ge=0)]
     items: dict[Name, Timing]
-    failed: dict[Name, str]
+    failed: dict[Name, Text]
 
     @model_validator(mode="after")
     def _is_of_its_plan(self) -> Results:
         planned = {item.id for item in self.plan.items}
         strange = sorted((set(self.items) | set(self.failed)) - planned)
         missing = sorted(planned - set(self.items) - set(self.failed))
+        both = sorted(set(self.items) & set(self.failed))
+        if both:
+            raise ValueError(f"{both[0]} is said to be measured and to have failed")
         if strange:
             raise ValueError(f"{strange[0]} was never planned")
         if missing:
@@ -130,7 +136,13 @@ def measured_blocks(results: Results) -> dict[BlockSpec, float]:
 
 
 def fit_table(
-    space: SearchSpace, results: Results, *, device: str, known: Mapping[BlockSpec, float] | None = None
+    space: SearchSpace,
+    results: Results,
+    *,
+    device: str,
+    measured_by: str,
+    command: str,
+    known: Mapping[BlockSpec, float] | None = None,
 ) -> LatencyTable:
     """Make a table: calibrate block times on whole networks, and judge it on others.
 
@@ -138,14 +150,21 @@ def fit_table(
         space: the space that was planned for.
         results: what the device measured.
         device: name of the table.
+        measured_by: "here", measured by this installation, or "agent".
+        command: what makes this table again.
         known: block times of an earlier table of the device; those measured again tell how the two sessions compare.
     Raises:
         OfaError: if the results are of another space, or too few networks ran.
     """
     if results.plan.space != space.name:
         raise OfaError(f"results are of space {results.plan.space!r}, this run is of {space.name!r}; make a plan of this run")
+    if results.plan.num_classes != space.num_classes:
+        raise OfaError(
+            f"results are of {results.plan.num_classes} classes, this run has {space.num_classes}; make a plan of this run"
+        )
     fresh = measured_blocks(results)
-    entries = {**rescaled(known or {}, fresh), **fresh}
+    factor = speed_ratio(known, fresh) if known else 1.0
+    entries = {**{spec: ms * factor for spec, ms in (known or {}).items()}, **fresh}
     planned = [item for item in results.plan.items if item.kind == "network" and item.id in results.items]
     archs = [space.from_values(item.arch or {}) for item in planned]
     fitted = np.array([bool(item.fitted) for item in planned], dtype=bool)
@@ -163,7 +182,7 @@ def fit_table(
         for item in results.plan.items
         if item.kind == "block" and item.id in results.failed
     }
-    bare = LatencyTable(space, device, entries, failed=failed)
+    bare = LatencyTable(space, device, entries, failed=failed, provenance={"command": command})
     population = space.encode(archs)
     bare.predict(population)  # says what is missing, if anything is
     design = network_design(bare, population)
@@ -182,16 +201,22 @@ def fit_table(
         validation=tuple(zip(predicted[held_out].tolist(), measured[held_out].tolist(), strict=True)),
         failed=failed,
         provenance={
-            "measured": date.today().isoformat(),
+            "measured_by": measured_by,
+            "command": command,
+            "measured": results.measured,
             "device": results.device,
-            "runtime": results.runtime,
+            "runtime": results.runtime.model_dump(),
             "host": results.host,
             "clock": results.clock,
             "rounds": results.rounds,
             "seconds": results.seconds,
             "drift": results.drift,
             "conditions": results.conditions,
-            "noisy_blocks": sum(results.items[item.id].noisy for item in results.plan.items if item.id in results.items),
+            "clock_faults": results.clock_faults,
+            "noisy_blocks": sum(
+                results.items[i.id].noisy for i in results.plan.items if i.kind == "block" and i.id in results.items
+            ),
+            "reused_blocks": len(entries) - len(fresh),
             "networks": [
                 {"arch": item.arch, "measured_ms": ms, "fitted": bool(used), "interpolated": bool(between)}
                 for item, ms, used, between in zip(
@@ -210,8 +235,13 @@ def network_design(table: LatencyTable, population: NDArray[np.int16]) -> NDArra
     return per_block[table.space.block_ids(population)].sum(1)
 
 
-def rescaled(known: Mapping[BlockSpec, float], fresh: Mapping[BlockSpec, float]) -> dict[BlockSpec, float]:
-    """Return earlier block times at the speed of this session, which the blocks timed in both tell."""
-    both = [fresh[spec] / ms for spec, ms in known.items() if spec in fresh]
-    factor = float(np.median(both)) if both else 1.0
-    return {spec: ms * factor for spec, ms in known.items()}
+def speed_ratio(known: Mapping[BlockSpec, float], fresh: Mapping[BlockSpec, float]) -> float:
+    """Return how much slower this session is than an earlier one, which the blocks timed in both tell.
+
+    Raises:
+        OfaError: if they have too few blocks in common to tell.
+    """
+    both = [fresh[spec] / ms for spec, ms in known.items() if spec in fresh and ms > 0]
+    if len(both) < MIN_LINKS:
+        raise OfaError(f"the table to reuse has {len(both)} blocks in common with this space, at least {MIN_LINKS} are needed")
+    return float(np.median(both))

@@ -142,8 +142,8 @@ class LatencyTable:
         raise MissingBlockError(describe_missing(missing, self.entries, self.failed, self.device, remedy=self._remedy()))
 
     def _remedy(self) -> str:
-        if "device" in self.provenance:
-            return f"add what is missing: ofa profile RUN --device {self.device}"
+        if "command" in self.provenance:
+            return f"add what is missing: {self.provenance['command']}"
         return "it was imported and prices no other blocks; limit the space to those, or measure a device of your own"
 
     # -- the file ------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class LatencyTable:
             tuple((pair.predicted_ms, pair.measured_ms) for pair in value.validation),
             failed,
             value.energy.model_dump() if value.energy else None,
-            value.provenance,
+            value.provenance.model_dump(exclude_unset=True),
         )
 
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ofa.artefacts import ArtefactError, read_json
 
 SCHEMA = "ofa.latency/2"
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=1e-9, le=1e9)]  # beyond these a time is damage, and arithmetic with it fails
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Day = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -19,11 +20,46 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class RuntimeRecord(_Part):
+    """What ran the graphs."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str
+    version: str
+
+
+class NetworkRecord(_Part):
+    """A whole network that was timed."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    arch: dict[str, int | float | str]
+    measured_ms: Milliseconds
+    fitted: bool
+
+
+class Provenance(_Part):
+    """Where a table comes from; what a measured one holds, and whatever else its origin says."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    device: dict[str, Any] | None = Field(default=None, description="fields of the device file")
+    runtime: RuntimeRecord | None = None
+    host: dict[str, Any] | None = None
+    clock: Literal["cpu", "wall"] | None = None
+    measured: Day | None = None
+    checked: Day | None = None
+    measured_by: Literal["here", "agent"] | None = Field(default=None, description="this installation, or an agent")
+    command: str | None = Field(default=None, description="what made the table, and makes it again")
+    networks: list[NetworkRecord] | None = None
+
+
 class Entry(_Part):
     """The time of a block run alone."""
 
     block: dict[str, Any] = Field(description="fields of a BlockSpec; those left out have its default")
-    ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="0 = its time is part of another block's")
+    ms: Annotated[float, Field(ge=0, le=1e9)] = Field(description="0 = its time is part of another block's")
 
 
 class Failure(_Part):
@@ -81,11 +117,11 @@ class TableFile(_Part):
         None, description="nine networks in ten measure within prediction * (1 +- margin); null = not known"
     )
     error: Error | None = None
-    macs_error: Error | None = Field(None, description="of a line fitted to MACs alone, on the same networks")
+    macs_error: Error | None = Field(default=None, description="of a line fitted to MACs alone, on the same networks")
     validation: list[Pair] = []
     failed: list[Failure] = []
     energy: Energy | None = None
-    provenance: dict[str, Any] = Field({}, description="where it comes from: device, runtime, host, conditions")
+    provenance: Provenance = Provenance()
 
 
 def read_table_file(path: Path) -> TableFile:

@@ -67,7 +67,7 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ArtefactError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, expected a {schema} file")
-        value = json.loads(path.read_bytes(), object_pairs_hook=_distinct)
+        value = json.loads(path.read_bytes(), object_pairs_hook=_distinct, parse_constant=_no_number)
     except FileNotFoundError:
         raise ArtefactError(f"{path}: no such file, expected a {schema} file") from None
     except OSError as error:
@@ -79,6 +79,10 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         raise ArtefactError(f"{path}: schema is {found!r}, expected {schema!r}; it is not the file this command needs")
     return value
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"holds {word}, which is no number")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -83,7 +83,11 @@ class Constraints:
     def values(self, limit: Limit, population: Population) -> NDArray[np.float64]:
         """Return the values that a limit is held against, (n,)."""
         model = self.costs[limit.key]
-        return model.upper(population) if isinstance(model, LatencyTable | LatencyPredictor) else model.predict(population)
+        return (
+            model.upper(population)
+            if isinstance(model, LatencyTable | LatencyPredictor | EnergyCost)
+            else model.predict(population)
+        )
 
     @cached_property
     def ranges(self) -> tuple[Range, ...]:

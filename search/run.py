@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.cost import CostModel, CountCost
+from latency.energy_cost import EnergyCost
 from latency.freshness import is_of_this_machine
 from latency.open import open_latency
 from latency.plan import spread_networks
@@ -198,7 +199,7 @@ def _result(
 
 def _price(model: CostModel, population: Population) -> NDArray[np.float64]:
     """Price architectures, NaN where a table does not hold all of their blocks, (n,)."""
-    return model.price(population) if isinstance(model, LatencyTable) else model.predict(population)
+    return model.price(population) if isinstance(model, LatencyTable | EnergyCost) else model.predict(population)
 
 
 def _reported_costs(run: Run, constraints: Constraints) -> dict[str, CostModel]:

@@ -44,15 +44,14 @@ def open_session(model: bytes, device: DeviceSpec) -> Session:
             not the device's.
         ModelError: if the runtime cannot read the model.
     """
-    if device.runtime not in list_runtimes():
-        raise DeviceError(f"device {device.name}: unknown runtime {device.runtime!r}; known: {', '.join(list_runtimes())}")
+    runtime = _load(device.runtime)
     # An operator's name stands in the file as plain text. The other way round is no error: any device may run an int8 file, to
     # learn how accurate it is.
     if device.graph_precision == "int8" and b"QuantizeLinear" not in model:
         raise DeviceError(
             f"device {device.name} runs int8 files, this one is fp32; name a device of precision fp32, or quantise it"
         )
-    session: Session = _load(device.runtime).open_session(model, device)
+    session: Session = runtime.open_session(model, device)
     return session
 
 
@@ -86,4 +85,6 @@ def first_line(error: Exception) -> str:
 
 
 def _load(name: str) -> ModuleType:
+    if name not in list_runtimes():
+        raise DeviceError(f"unknown runtime {name!r}; known: {', '.join(list_runtimes())}")
     return importlib.import_module(f"{__name__}.{name}")

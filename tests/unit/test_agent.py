@@ -376,3 +376,70 @@ def test_plan_is_small_and_reproducible():
     assert agent.write_plan(plan) == agent.write_plan(plan_space(SPACE, CPU, ProfileConfig()))
     with pytest.raises(OfaError, match="has no input size 17; it has"):
         plan_space(SPACE, CPU, ProfileConfig(resolutions=(17,)))
+
+
+def test_what_fails_while_measuring_is_reported_and_the_rest_goes_on(small_plan, tmp_path):
+    bench = Bench(small_plan, lambda name, run: true_ms(name))
+    plain = bench.clock
+
+    def clock(call):
+        if bench.runs > 60 and call() == "block_00005":
+            raise MemoryError("out of memory on the card")
+        return plain(call)
+
+    bench.clock = clock
+    found = measure(small_plan, bench, tmp_path / "j")
+    assert found["failed"] == {"block_00005": "out of memory on the card"}
+    check_results(found, "here")
+    assert measure(small_plan, Bench(small_plan, lambda name, run: 1.0), tmp_path / "j")["failed"] == found["failed"]
+
+
+def test_provider_that_does_not_start_is_not_the_processor_under_its_name(small_plan, monkeypatch):
+    """ONNX Runtime falls back to the processor by itself; a table of that would bear the card's name."""
+    import onnxruntime as ort
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    device = {**small_plan.manifest["device"], "provider": "CUDAExecutionProvider"}
+    graph = small_plan.graphs["block_00000"]
+    with pytest.raises((agent.AgentError, Exception), match=r"does not start here|CUDAExecutionProvider"):
+        agent.open_onnxruntime(graph, device, small_plan.manifest["items"][0]["shape"])
+
+
+def test_coarse_clock_is_not_read(small_plan, tmp_path, monkeypatch):
+    """Processor time ticks every 16 ms on Windows."""
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(agent.time, "get_clock_info", lambda name: SimpleNamespace(resolution=0.0156))
+    assert measure(small_plan, Bench(small_plan, lambda name, run: 2.0), tmp_path / "j")["clock"] == "wall"
+
+
+def test_more_budget_goes_to_every_part(small_plan, tmp_path, monkeypatch):
+    sizes = [item["session_bytes"] for item in small_plan.manifest["items"]]
+    monkeypatch.setattr(agent, "free_memory_bytes", lambda: sum(sizes))
+    bench = Bench(small_plan, lambda name, run: true_ms(name))
+    for budget_s in (0.002, 0.02, 0.06):
+        found = measure(small_plan, bench, tmp_path / "j", rounds=10_000, budget_s=budget_s)
+    counts = [item["n"] for name, item in found["items"].items() if name.startswith("block")]
+    assert max(counts) < 3 * min(counts)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"wave": 0, "seconds": "long", "anchor": [[[1, 1, 0]]], "samples": {}},
+        {"wave": 0, "seconds": 1.0, "anchor": [], "samples": {}},
+        {"wave": 0, "seconds": 1.0, "anchor": [[[1, 1, 0]]], "samples": 3},
+        {"wave": 0, "seconds": 1.0, "anchor": [[[1, 1, 0]]], "samples": {"block_00000": 3}},
+        {"wave": 0, "seconds": 1.0, "anchor": [[[1, 1]]], "samples": {}},
+        {"failed": ["x"], "why": "y"},
+        {"failed": "x", "why": 3},
+    ],
+)
+def test_strange_lines_of_a_journal_are_passed_over(small_plan, tmp_path, line):
+    bench = Bench(small_plan, lambda name, run: true_ms(name))
+    first = measure(small_plan, bench, tmp_path / "j", rounds=4)
+    with (tmp_path / "j").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    again = measure(small_plan, bench, tmp_path / "j", rounds=4)
+    assert again["items"] == first["items"]
+    assert again["failed"] == {}

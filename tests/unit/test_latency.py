@@ -27,7 +27,7 @@ SPACE = get_space("mbv3_tiny_image")
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     journal = tmp_path_factory.mktemp("profile") / "journal.jsonl"
-    return profile_space(SPACE, get_device("ort_cpu_1t"), ProfileConfig(rounds=3), journal=journal)
+    return profile_space(SPACE, get_device("ort_cpu_1t"), ProfileConfig(rounds=20), journal=journal)
 
 
 def test_time_once_tells_waiting_from_working():
@@ -125,7 +125,7 @@ def test_table_file_round_trips(table, tmp_path):
         ({"space": "mbv3_small_image"}, "is a table of space 'mbv3_small_image', expected 'mbv3_tiny_image'"),
         ({"calibration": None}, "calibration = 'None'"),
         ({"calibration": {"per_ms": "1"}}, "calibration.per_ms = '1'"),
-        ({"margin": float("nan")}, "margin = 'nan'"),
+        ({"margin": float("nan")}, "holds NaN"),
         ({"error": {}}, r"error.n = .*required"),
         ({"entries": [{"block": {"kind": "conv"}, "ms": 1.0}]}, "missing 3 required"),
         ({"entries": []}, "at least 1 item"),
@@ -147,7 +147,7 @@ def test_entry_that_is_no_latency_is_refused(table, tmp_path, ms):
     content = json.loads((tmp_path / "t.json").read_text())
     content["entries"][3]["ms"] = ms
     (tmp_path / "t.json").write_text(json.dumps(content))
-    with pytest.raises(ArtefactError, match=r"entries\.3\.ms = "):
+    with pytest.raises(ArtefactError, match=r"entries\.3\.ms = |holds NaN"):
         LatencyTable.load(tmp_path / "t.json", SPACE)
 
 
@@ -177,7 +177,7 @@ def test_interrupted_measurement_goes_on_from_its_journal(tmp_path):
     journal.write_text(lines[0].replace('"plan":"', '"plan":"0') + "".join(lines[1:]))  # another machine's
     profile_space(SPACE, device, ProfileConfig(rounds=3), journal=journal)
     assert json.loads(journal.read_text().splitlines()[0])["plan"] == json.loads(lines[0])["plan"]
-    assert journal.with_name("j.jsonl.old").exists()  # the other machine's is kept
+    assert list(journal.parent.glob("j.jsonl.*.old"))  # the other machine's is kept
 
 
 @pytest.mark.parametrize("name", list_devices())

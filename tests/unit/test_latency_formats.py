@@ -616,7 +616,7 @@ def edited(path, change):
         (lambda v: v.update(kind="svm"), "kind = 'svm'"),
         (lambda v: v.update(seed=-1), "seed = '-1'"),
         (lambda v: v.update(device="../x"), "device = '../x'"),
-        (lambda v: v.update(margin=float("nan")), "margin = 'nan'"),
+        (lambda v: v.update(margin=float("nan")), "holds NaN"),
         (lambda v: v.update(space="other"), "is of space 'other', expected 'small'"),
         (lambda v: v.pop("networks"), "networks"),
         (lambda v: v.update(networks=v["networks"][:19]), "networks"),
