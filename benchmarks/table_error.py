@@ -75,7 +75,7 @@ def main() -> None:
         low, high = table.interval(drawn).T
         coverage.append(float(((low <= truth) & (truth <= high)).mean()))
         print(f"session {session + 1}: {errors['table'][-1]}; interval +-{table.margin:.1%} holds {coverage[-1]:.0%}", flush=True)
-    for (first, then), (second, now) in itertools.permutations(zip(tables, truths, strict=True), 2):
+    for (first, then), (_, now) in itertools.permutations(zip(tables, truths, strict=True), 2):
         six = np.argsort(then)[np.linspace(0, len(then) - 1, 6).round().astype(int)]  # what `--check` would time again
         factor = float(np.median(now[six] / then[six]))
         errors.setdefault("table of another session", []).append(FitError.of(first.predict(drawn)[judged], now[judged]))
@@ -93,9 +93,8 @@ def main() -> None:
         tau = np.mean([kendalltau(a, b).statistic for a, b in pairs])
         print(f"two sessions, the same networks: {raw:.1%} mean difference, {common:.1%} but for a common factor, tau {tau:.3f}")
     seconds = np.median([table.provenance["seconds"] for table in tables])
-    print(
-        f"profiling, calibration and {len(drawn)} judged networks included: {seconds:.0f} s; 90 % intervals hold {np.mean(coverage):.0%}"
-    )
+    print(f"profiling, with calibration and {len(drawn)} judged networks: {seconds:.0f} s")
+    print(f"90 % intervals hold {np.mean(coverage):.0%}")
     if args.other:
         compare(space, tables[-1], truths[-1], get_device(args.other), fitted, drawn)
 

@@ -453,7 +453,7 @@ def test_transfer_that_hangs(far, small_plan, tmp_path, monkeypatch):
 def test_half_of_the_output_is_lost(far, small_plan, tmp_path):
     there, _, make = far
     make('case "$last" in *cat\\ *results.json) sh -c "$last" | head -c 1000; exit 0;; esac')
-    with pytest.raises(RemoteError, match="arrived damaged \\(9\\d\\d bytes\\)"):
+    with pytest.raises(RemoteError, match=r"arrived damaged \(9\d\d bytes\)"):
         measure_there(there, small_plan, tmp_path / "out.json", budget_s=5, rounds=3)
     assert not (tmp_path / "out.json").exists()
     make()
@@ -710,5 +710,5 @@ def test_times_at_the_ends_of_floating_point_end_in_a_line_or_a_table(run, plan,
     if 1e-9 <= times <= 1e9:
         assert np.isfinite(merge_results(run, tmp_path / "r.json", "x")(SPACE.largest))
     else:
-        with pytest.raises(ArtefactError, match="Input should be (less|greater) than or equal to"):
+        with pytest.raises(ArtefactError, match=r"Input should be (less|greater) than or equal to"):
             merge_results(run, tmp_path / "r.json", "x")
