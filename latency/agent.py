@@ -7,8 +7,8 @@ Copy this one file and a plan.zip to the device; it needs Python 3.8, numpy and 
 
 Interrupted, the same command goes on where it was. The toolkit measures its own machine through this same code.
 
-Blocks are timed cold: each round visits every block once, in a new random order, so that a block finds the caches as it would
-inside a network. (The usual loop over one block keeps its weights in the nearest cache and comes out far too low.) Whole
+Blocks are timed cold: each round visits every block a few times, in a new random order, so that a block finds the caches as it
+would inside a network. (The usual loop over one block keeps its weights in the nearest cache and comes out far too low.) Whole
 networks are timed warm, as a process that serves one model runs them. One network is the anchor: it is visited many times a
 round, and every other time is divided by how much slower than usual the anchor just was.
 """
@@ -38,6 +38,7 @@ VERSION = 1
 PLAN_SCHEMA, RESULTS_SCHEMA, JOURNAL_SCHEMA = "ofa.plan/1", "ofa.results/1", "ofa.journal/1"
 MAX_PLAN_BYTES = 256 * 2**20  # unpacked; a plan has a few
 SMALL_PLAN_BYTES = 2**20  # of plan.zip
+BLOCK_VISITS = 3  # to a block in a round: they cost next to nothing beside the networks
 NETWORK_RUNS = 3  # timed runs of a network in a visit, after one that fills the caches
 ANCHOR_SECONDS = 2.0  # the anchor is visited at least this often,
 ANCHOR_VISITS = 4  # and this often in a round
@@ -328,12 +329,13 @@ def one_round(
     alive: Callable[[str], None],
     broken: Dict[str, str],
 ) -> Dict[str, Any]:
-    """Visit everything once in random order, and the anchor in between; what fails on the way goes from `calls` to `broken`.
+    """Visit everything in random order, and the anchor in between; what fails on the way goes from `calls` to `broken`.
 
     Returns:
-        "anchor": samples of each visit to the anchor; "samples": item -> [number of anchor visits before it, samples].
+        "anchor": samples of each visit to the anchor; "samples": item -> its visits, [number of anchor visits before, samples].
     """
-    order = [name for name in calls if name != anchor]
+    visits = {"block": BLOCK_VISITS, "network": 1}
+    order = [name for name in calls if name != anchor for _ in range(visits[items[name]["kind"]])]
     rng.shuffle(order)
     every = max(1, -(-len(order) // (ANCHOR_VISITS - 1)))
 
@@ -343,12 +345,14 @@ def one_round(
         calls[name]()
         return [clock(calls[name]) for _ in range(NETWORK_RUNS)]
 
-    anchors, samples = [visit(anchor)], {}
+    anchors: List[List[Sample]] = [visit(anchor)]
+    samples: Dict[str, List[Any]] = {}
     last = time.monotonic()
     for position, name in enumerate(order, start=1):
         alive(f"graph {position} of {len(order)} in this round")
         try:
-            samples[name] = [len(anchors), visit(name)]
+            if name in calls:
+                samples.setdefault(name, []).append([len(anchors), visit(name)])
         except Exception as error:  # out of memory, say
             broken[name] = first_line(error)
             del calls[name]
@@ -374,9 +378,7 @@ def summarise(
     kept: Dict[str, List[Tuple[float, float, bool]]] = {}
     broken = 0
     for record, anchors in zip(rounds, visits):
-        for name, (before, samples) in record["samples"].items():
-            if name in failed:
-                continue
+        for name, before, samples in ((n, b, s) for n, own in record["samples"].items() if n not in failed for b, s in own):
             near = anchors[max(0, before - 1) : before + 1]  # the visit before it and the one after
             slowdown = float(np.mean(near)) / usual
             for sample in samples:
@@ -490,7 +492,7 @@ def is_record(line: Mapping[str, Any]) -> bool:
     if isinstance(line.get("failed"), str):
         return isinstance(line.get("why"), str)
     try:
-        visits = [*line["anchor"], *(samples for _, samples in line["samples"].values())]
+        visits = [*line["anchor"], *(samples for own in line["samples"].values() for _, samples in own)]
         numbers = [line["wave"], line["seconds"], *(number for visit in visits for sample in visit for number in sample)]
         sound = all(len(sample) == 3 for visit in visits for sample in visit) and len(line["anchor"]) > 0
         return sound and all(isinstance(number, (int, float)) for number in numbers)

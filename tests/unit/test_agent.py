@@ -103,7 +103,7 @@ def test_known_times_are_recovered_although_the_device_slows_down_and_is_disturb
     rng = random.Random(0)
 
     def ms(name, run):
-        drift = 1 + run / 8000  # 18 % slower after 1,410 runs
+        drift = 1 + run / 10_000  # 19 % slower after 1,890 runs
         jitter = rng.uniform(0.999, 1.001)
         value = round(true_ms(name) * drift * jitter * MS)
         if rng.random() < 0.1:  # something else took the core: its caches are gone as well
@@ -112,10 +112,10 @@ def test_known_times_are_recovered_although_the_device_slows_down_and_is_disturb
 
     found = measure(small_plan, Bench(small_plan, ms), tmp_path / "j", rounds=30)
     assert check_results(found, "here").clock == "cpu"
-    assert found["drift"] == pytest.approx(1.147 / 1.029 - 1, abs=0.01)  # last third against first
+    assert found["drift"] == pytest.approx(1.157 / 1.031 - 1, abs=0.01)  # last third against first
     anchor = small_plan.manifest["anchor"]
     scale = found["items"][anchor]["ms"]["p50"] / true_ms(anchor)  # the whole is stated at the device's usual speed
-    assert 1.05 < scale < 1.12
+    assert 1.05 < scale < 1.14
     for name, item in found["items"].items():
         assert item["ms"]["p25"] / scale == pytest.approx(true_ms(name), rel=0.01), name
         assert item["ms"]["p50"] / scale == pytest.approx(true_ms(name), rel=0.01), name
@@ -185,11 +185,11 @@ def test_parts_that_fit_into_memory(small_plan, tmp_path, monkeypatch):
     found = measure(small_plan, bench, tmp_path / "j", rounds=4, open_graph=open_graph)
     assert loaded.count(anchor) == len(waves)
     assert len(loaded) == len(small_plan.graphs) + len(waves) - 1
-    assert {item["n"] for name, item in found["items"].items() if name.startswith("block")} == {4}
+    assert {item["n"] for name, item in found["items"].items() if name.startswith("block")} == {4 * agent.BLOCK_VISITS}
     # with more memory at the second try, the parts stay as they were
     monkeypatch.setattr(agent, "free_memory_bytes", lambda: 2**40)
     again = measure(small_plan, bench, tmp_path / "j", rounds=5)
-    assert {item["n"] for name, item in again["items"].items() if name.startswith("block")} == {5}
+    assert {item["n"] for name, item in again["items"].items() if name.startswith("block")} == {5 * agent.BLOCK_VISITS}
 
 
 def test_two_processes_do_not_write_one_journal(small_plan, tmp_path, monkeypatch):
