@@ -15,6 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+DEVICE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 FOLDER = Path(__file__).parent / "devices"
 
 
@@ -27,7 +28,7 @@ class DeviceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # part of file names and limits
+    name: str = Field(pattern=DEVICE_NAME)  # part of file names and limits
     description: str = ""
     runtime: str  # a module of deploy.runtimes
     provider: str = "CPUExecutionProvider"  # what the runtime computes on, in its own words

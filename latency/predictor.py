@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from latency.calibration import Calibration, FitError, interval_margin
-from latency.formats.reading import DeviceName, validated
-from latency.table_file import Error, Pair
+from latency.table_file import DeviceName, Error, Pair, validated
 from ofa.artefacts import ArtefactError, read_json, write_json
 from ofa.counts import macs, params
 from ofa.errors import OfaError

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from deploy.device import DEVICE_NAME
 from latency import agent
 from ofa.artefacts import write_bytes
 from ofa.errors import OfaError
@@ -64,9 +65,7 @@ def parse_remote(text: str, *, python: str = "python3") -> Remote | None:
     if not equals:
         return None
     kind, _, target = rest.partition(":")
-    sound = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) and re.fullmatch(
-        r"[A-Za-z0-9_.@:\[\]%][A-Za-z0-9_.@:\[\]%-]*", target
-    )
+    sound = re.fullmatch(DEVICE_NAME, name) and re.fullmatch(r"[A-Za-z0-9_.@:\[\]%][A-Za-z0-9_.@:\[\]%-]*", target)
     if kind not in ("ssh", "adb") or not sound:
         raise RemoteError(f"device {text!r}: expected NAME=ssh:USER@HOST or NAME=adb:SERIAL")
     return Remote(name, kind, target, python)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deploy.device import DEVICE_NAME
 from ofa.artefacts import ArtefactError, read_json
 
 SCHEMA = "ofa.latency/2"
+Model = TypeVar("Model", bound=BaseModel)
+DeviceName = Annotated[str, Field(pattern=DEVICE_NAME)]
 Milliseconds = Annotated[float, Field(ge=1e-9, le=1e9)]  # beyond these a time is damage, and arithmetic with it fails
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Day = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$")]
@@ -110,7 +113,7 @@ class TableFile(_Part):
 
     schema_: Literal["ofa.latency/2"] = Field(alias="schema")
     space: str = Field(description="name of the space whose blocks it holds")
-    device: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="name used in limits: latency@DEVICE")
+    device: DeviceName = Field(description="name used in limits: latency@DEVICE")
     entries: list[Entry] = Field(min_length=1)
     calibration: Line = Line()
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
@@ -130,10 +133,18 @@ def read_table_file(path: Path) -> TableFile:
     Raises:
         ArtefactError: naming the file and the field that is wrong.
     """
-    value = read_json(path, schema=SCHEMA)
+    return validated(TableFile, read_json(path, schema=SCHEMA), path)
+
+
+def validated(model: type[Model], value: object, source: Path) -> Model:
+    """Return a JSON value as what it should be.
+
+    Raises:
+        ArtefactError: naming the file and the field that is wrong.
+    """
     try:
-        return TableFile.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ArtefactError(f"{path}: {where} = {str(first['input'])[:60]!r}: {first['msg']}; the table is damaged") from None
+        raise ArtefactError(f"{source}: {where} = {str(first['input'])[:60]!r}: {first['msg']}; the file is damaged") from None

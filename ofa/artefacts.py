@@ -67,7 +67,7 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ArtefactError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, expected a {schema} file")
-        value = json.loads(path.read_bytes(), object_pairs_hook=_distinct, parse_constant=_no_number)
+        value = json.loads(path.read_bytes(), object_pairs_hook=distinct, parse_constant=_no_number)
     except FileNotFoundError:
         raise ArtefactError(f"{path}: no such file, expected a {schema} file") from None
     except OSError as error:
@@ -85,7 +85,7 @@ def _no_number(word: str) -> float:
     raise ValueError(f"holds {word}, which is no number")
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its pairs; of a name given twice, readers would believe one or the other."""
     value = dict(pairs)
     if len(value) < len(pairs):

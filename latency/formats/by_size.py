@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from latency.formats.reading import DeviceName, validated
 from latency.table import BlockCost, LatencyTable
-from latency.table_file import Entry
+from latency.table_file import DeviceName, Entry, validated
 from ofa.artefacts import ArtefactError, read_json, write_json
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError

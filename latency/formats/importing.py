@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.device import DEVICE_NAME
 from latency.formats.mit_lut import import_mit_lut
-from latency.formats.reading import DEVICE_NAME
 from latency.formats.timings_csv import import_timings_csv
 from latency.formats.ultra96 import import_ultra96
 from latency.open import LatencyModel

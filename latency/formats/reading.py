@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
-
-from ofa.artefacts import ArtefactError
+from ofa.artefacts import ArtefactError, distinct
 
 MAX_BYTES = 64 * 2**20
 MAX_MS = 1e9
-DEVICE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"  # as of devices measured here: part of file names and limits
-DeviceName = Annotated[str, Field(pattern=DEVICE_NAME)]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_text(path: Path) -> str:
@@ -42,7 +37,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ArtefactError: if it is none, or a key stands twice in one object: which of the values holds?
     """
     try:
-        value = json.loads(read_text(path), object_pairs_hook=_distinct)
+        value = json.loads(read_text(path), object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
         if isinstance(error, ArtefactError):
             raise
@@ -62,25 +57,3 @@ def milliseconds(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_MS:
         raise ArtefactError(f"{where} = {str(value)[:40]!r}: expected milliseconds, above 0")
     return float(value)
-
-
-def validated(model: type[Model], value: object, source: Path) -> Model:
-    """Return a JSON value as what it should be.
-
-    Raises:
-        ArtefactError: naming the file and the field that is wrong.
-    """
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtefactError(f"{source}: {where} = {str(first['input'])[:60]!r}: {first['msg']}; the file is damaged") from None
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)[:100]!r} stands twice")
-    return found

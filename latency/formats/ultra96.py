@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from latency.formats.reading import milliseconds, read_json_object, validated
+from latency.formats.reading import milliseconds, read_json_object
 from latency.table import LatencyTable
+from latency.table_file import validated
 from ofa.artefacts import ArtefactError
 from ofa.block_spec import BlockSpec
 from ofa.space import SearchSpace

@@ -272,7 +272,7 @@ BLOCK = "expanded_conv-input:32x32x8-output:32x32x8-expand:8-kernel:3-stride:1-i
         ("[" * 100_000, "not valid JSON"),
         ("[1]", "holds a list, expected a JSON object"),
         ("{}", "holds no table"),
-        (f'{{"{STEM}": 1, "{STEM}": 2}}', "stands twice"),
+        (f'{{"{STEM}": 1, "{STEM}": 2}}', "twice"),
         ({"tables": {"64": []}}, "holds no table"),
         ({"tables": {"big": {STEM: 1}}}, "tables.big: expected input sizes in pixels"),
         ({"tables": {"56": {STEM: 1, BLOCK: 1}}}, "filed under 56 has no 'Conv-input:56x56x3"),
