@@ -98,8 +98,8 @@ class SupernetAccuracy:
 
     @cached_property
     def _context(self) -> str:
-        """Weights, data and protocol as text."""
-        protocol = [CALIBRATION_IMAGES, MAX_VALIDATION_IMAGES]
+        """Weights, data, protocol and precision as text."""
+        protocol = {"calibration_images": CALIBRATION_IMAGES, "validation_images": MAX_VALIDATION_IMAGES, "precision": "fp32"}
         data = {name: value for name, value in asdict(self.run.data).items() if name != "source"}  # its digest is what counts
         return json.dumps([self.run.space.name, self.run.weights_sha256, data, protocol], sort_keys=True)
 

@@ -1,22 +1,75 @@
-"""Search strategies: a file each, ask/tell.
+"""Search strategies: a file each, ask/tell; the file's name is the strategy's name.
 
-`ask()` returns a population to judge, `tell(population, score, violation)` takes the verdict: score is to be large, violation
-is 0 where all limits are met and otherwise says by how much they are missed. The caller owns the evaluation.
+`ask()` returns a population to judge; `tell(population, objectives, violation)` takes the verdict. Objectives are all to be small
+(accuracy comes negated); violation is 0 where all limits are met and says otherwise by how much they are missed. The caller owns
+the evaluation, so that the same strategies search on a predictor, which judges 100,000 networks a second, and on measured
+accuracy. `tell` may be given other architectures than were asked for, or fewer.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import Population
+from ofa.errors import OfaError
+from ofa.space import Population, SearchSpace
+
+Repair = Callable[[Population], Population]  # changes architectures as little as meets the limits
 
 
 class Strategy(Protocol):
     """Proposes architectures and learns from how they do."""
 
-    def ask(self) -> Population: ...
+    multi_objective: ClassVar[bool]  # whether `tell` takes more than one column of objectives
 
-    def tell(self, population: Population, score: NDArray[np.float64], violation: NDArray[np.float64]) -> None: ...
+    def ask(self) -> Population:
+        """Return canonical architectures to judge, about as many as one batch."""
+        ...
+
+    def tell(self, population: Population, objectives: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
+        """Learn from judged architectures.
+
+        Args:
+            population: (n, dimensions).
+            objectives: (n, m), all to be small.
+            violation: (n,), 0 = all limits are met.
+        """
+        ...
+
+
+class StrategyFactory(Protocol):
+    """What a strategy's file offers as STRATEGY: its class."""
+
+    multi_objective: ClassVar[bool]
+
+    def __call__(
+        self,
+        space: SearchSpace,
+        rng: np.random.Generator,
+        *,
+        batch: int = 200,  # architectures that one `ask` returns
+        start: Population | None = None,  # architectures to begin with, such as some that meet the limits
+        repair: Repair | None = None,
+    ) -> Strategy: ...
+
+
+def list_strategies() -> list[str]:
+    """Return the names of the strategies that ship with the toolkit."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get_strategy(name: str) -> StrategyFactory:
+    """Return a strategy's class by name.
+
+    Raises:
+        OfaError: listing the names that exist.
+    """
+    if name not in list_strategies():
+        raise OfaError(f"unknown strategy {name!r}; known: {', '.join(list_strategies())}")
+    found: StrategyFactory = importlib.import_module(f"{__name__}.{name}").STRATEGY
+    return found

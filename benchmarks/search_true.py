@@ -1,0 +1,54 @@
+"""What a search returns, measured, against the best of 200 random networks under the same limit.
+
+    python benchmarks/search_true.py RUN [--device ort_cpu_1t] [--random 200] [--evals 100]
+
+Three limits between the fastest and the slowest network of the run's space. Random networks are drawn uniformly among those that
+meet the limit; all accuracies are measured: extracted, BatchNorm re-calibrated, on images that no training saw. Everything
+measured is kept in the run's journal, so that an interrupted benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from deploy.limits import format_value
+from latency.table import LatencyTable
+from ofa.run_dir import Run
+from ofa.space import ArchConfig
+from search import SupernetAccuracy
+from search.constraints import Constraints
+
+SHARES = (0.1, 0.3, 0.6)  # where the limits lie between the fastest and the slowest network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--device", default="ort_cpu_1t")
+    parser.add_argument("--random", type=int, default=200, help="random networks under each limit")
+    parser.add_argument("--evals", type=int, default=100, help="networks that the searches measure, for all limits together")
+    args = parser.parse_args()
+    run = Run(args.run)
+    table = LatencyTable.load(run.latency_path(args.device), run.space)
+    low, high = sorted(table.upper(run.space.encode([run.space.smallest, run.space.largest])).tolist())
+    for share in SHARES:
+        limit = f"latency@{args.device} <= {format_value('latency', low + share * (high - low))}"
+        drawn = random_feasible(Constraints.for_run(run, [limit]), args.random)
+        top1 = SupernetAccuracy(run, run.path / "search" / "random.jsonl")(drawn)
+        print(f"{limit}: best of {len(drawn)} random {top1.max():.4f}, median {np.median(top1):.4f}", flush=True)
+
+
+def random_feasible(constraints: Constraints, n: int) -> list[ArchConfig]:
+    """Draw n different architectures that meet the limits, uniformly."""
+    rng = np.random.default_rng(0)
+    found: dict[ArchConfig, None] = {}
+    while len(found) < n:
+        drawn = constraints.space.sample(rng, 100_000)
+        found.update(dict.fromkeys(constraints.space.decode(drawn[constraints.violation(drawn) == 0])))
+    return list(found)[:n]
+
+
+if __name__ == "__main__":
+    main()
