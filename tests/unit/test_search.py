@@ -1,16 +1,14 @@
-"""Pareto front, evolution, limits, constraints and the predictor."""
+"""Evolution, limits, constraints and the predictor."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from deploy.limits import LimitError, format_value, parse_limit
 from latency.cost import CountCost
 from ofa.spaces import get_space
 from search.constraints import Constraints, InfeasibleError
-from search.pareto import non_dominated
 from search.predictor import fit_predictor
 from search.strategies.evolution import Evolution, EvolutionConfig
 
@@ -20,20 +18,6 @@ SPACE = get_space("mbv3_tiny_image")
 def constraints(*texts):
     limits = tuple(map(parse_limit, texts))
     return Constraints(SPACE, limits, {limit.key: CountCost(limit.quantity, SPACE) for limit in limits})
-
-
-# -- pareto ---------------------------------------------------------------------------------------------------------
-
-
-@given(arrays(np.float64, st.tuples(st.integers(0, 12), st.integers(1, 3)), elements=st.integers(0, 4).map(float)))
-@settings(deadline=None)
-def test_non_dominated_equals_the_definition(points):
-    expected = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]
-    assert non_dominated(points).tolist() == expected
-
-
-def test_non_dominated_never_keeps_nan():
-    assert non_dominated(np.array([[np.nan, 0.0], [1.0, 1.0]])).tolist() == [False, True]
 
 
 # -- evolution ------------------------------------------------------------------------------------------------------
