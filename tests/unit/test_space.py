@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latency.cost import CountCost
 from ofa import bignas, resnet
 from ofa.bignas import BigNasSpace
 from ofa.block_spec import BlockSpec
@@ -16,6 +17,7 @@ from ofa.mobilenet import MobileNetSpace, Stage
 from ofa.resnet import ResNetSpace
 from ofa.space import ArchConfig, Dimension, InvalidArchError
 from ofa.spaces import get_space, list_spaces
+from ofa.subspace import SubSpace
 
 SMALL = MobileNetSpace(
     name="small",
@@ -232,3 +234,56 @@ def test_number_of_classes_is_free(name):
     only = space.restrict(space.smallest).with_num_classes(5)
     assert only.blocks(space.smallest)["classifier"].out_channels == 5
     assert only.size() == 1
+
+
+# -- keys, everything, spaces with options left out ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mbv3_tiny_image", "ofa_mbv3_w1_2"])  # exact keys, hashed keys
+def test_keys_are_equal_exactly_where_rows_are(name):
+    space = get_space(name)
+    drawn = space.sample(np.random.default_rng(0), 2000)
+    drawn[1000:1500] = drawn[:500]
+    rows = np.unique(drawn, axis=0)
+    assert len(np.unique(space.keys(drawn))) == len(rows)
+    distinct = space.distinct(drawn)
+    np.testing.assert_array_equal(np.unique(distinct, axis=0), rows)
+    np.testing.assert_array_equal(distinct[:1000], drawn[:1000][: len(distinct[:1000])])
+
+
+def test_everything_is_every_canonical_architecture_once():
+    space = SMALL
+    rows = space.everything()
+    assert len(rows) == space.size() == len(np.unique(rows, axis=0))
+    np.testing.assert_array_equal(space.canonical(rows), rows)
+
+
+def test_a_subspace_has_the_networks_that_use_its_options_alone():
+    space = SMALL
+    left = SubSpace(space, {"resolution": [16], "stage1.depth": [1], "stage2.block0.kernel_size": [5]})
+    index = space.column
+    expected = {
+        arch
+        for arch in space.decode(space.everything())
+        if arch.values[index["resolution"]] == 16
+        and arch.values[index["stage1.depth"]] == 1
+        and arch.values[index["stage2.block0.kernel_size"]] == 5
+    }
+    rows = left.everything()
+    assert len(rows) == left.size() == len(expected)
+    wide = left.widen(rows)
+    assert set(space.decode(wide)) == expected
+    np.testing.assert_array_equal(left.narrow(wide), rows)
+    assert len(left.narrow(space.everything())) == len(expected)
+    blocks = [tuple(left.blocks(arch).values()) for arch in left.decode(rows)]
+    assert blocks == [tuple(space.blocks(arch).values()) for arch in space.decode(wide)]
+    np.testing.assert_array_equal(
+        CountCost("macs", left).predict(rows), CountCost("macs", space).predict(wide)
+    )  # tables of blocks follow
+
+
+def test_a_subspace_names_what_it_cannot_leave():
+    with pytest.raises(InvalidArchError, match="no option of resolution is left"):
+        SubSpace(SMALL, {"resolution": [99]})
+    with pytest.raises(InvalidArchError, match="has no dimension 'size'"):
+        SubSpace(SMALL, {"size": [99]})
