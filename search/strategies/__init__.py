@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -19,7 +18,18 @@ from numpy.typing import NDArray
 from ofa.errors import OfaError
 from ofa.space import Population, SearchSpace
 
-Repair = Callable[[Population], Population]  # changes architectures as little as meets the limits
+
+class Repair(Protocol):
+    """Changes architectures until they meet the limits."""
+
+    def __call__(self, population: Population, toward: Population | None = None) -> Population:
+        """Return the population with rows that miss a limit changed; canonical.
+
+        Args:
+            population: (n, dimensions).
+            toward: (n, dimensions), for each row one that meets the limits; it lends the choices that are changed. None = any.
+        """
+        ...
 
 
 class Strategy(Protocol):

@@ -1,0 +1,119 @@
+"""Search where judging is cheap: a strategy, and objectives that price a whole population at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.space import Population, SearchSpace
+from search.pareto import non_dominated
+from search.strategies import Strategy
+
+Judge = Callable[[Population], tuple[NDArray[np.float64], NDArray[np.float64]]]  # -> objectives (n, m), violation (n,)
+MOST_IDLE = 50  # batches in a row without anything new: a strategy that has seen its whole space
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best of what was judged: with one objective the best first, with more the front alone."""
+
+    population: Population  # (n, dimensions), distinct
+    objectives: NDArray[np.float64]  # (n, m), all to be small
+    violation: NDArray[np.float64]  # (n,)
+    evaluations: int  # distinct architectures that were judged for it
+
+    def joined(self, other: Found) -> Found:
+        """Return both, without order; `other` is the later one."""
+        return Found(
+            np.concatenate([self.population, other.population]),
+            np.concatenate([self.objectives, other.objectives]),
+            np.concatenate([self.violation, other.violation]),
+            other.evaluations,
+        )
+
+    def best(self, space: SearchSpace, most: int) -> Found:
+        """Return at most so many distinct ones: those that meet the limits before others, then by their objectives."""
+        kept = np.unique(space.keys(self.population), return_index=True)[1]
+        if self.objectives.shape[1] > 1:
+            kept = kept[self.violation[kept] == self.violation[kept].min()]
+            kept = kept[non_dominated(self.objectives[kept])]
+        kept = kept[np.lexsort((self.objectives[kept, 0], self.violation[kept]))][:most]
+        return Found(self.population[kept], self.objectives[kept], self.violation[kept], self.evaluations)
+
+
+def optimise(
+    space: SearchSpace,
+    judge: Judge,
+    strategy: Strategy,
+    *,
+    evaluations: int,
+    most: int = 512,
+    on_batch: Callable[[Found], bool] | None = None,
+) -> Found:
+    """Let a strategy search until its evaluations are spent, it has nothing new to ask, or `on_batch` says stop.
+
+    An architecture is judged once: of what a converging strategy asks, half was asked before, and is answered from memory.
+
+    Args:
+        judge: objectives and violation of a population.
+        evaluations: architectures to judge at most.
+        most: architectures to return at most.
+        on_batch: called after every batch with what was found so far; returns whether to go on.
+    """
+    memory = _Memory(space, judge)
+    found: Found | None = None
+    idle = 0
+    while memory.judged < evaluations and idle < MOST_IDLE:
+        before = memory.judged
+        asked, objectives, violation = memory.verdict(strategy.ask(), evaluations - before)
+        if not len(asked):
+            break
+        strategy.tell(asked, objectives, violation)
+        idle = idle + 1 if memory.judged == before else 0
+        batch = Found(asked, objectives, violation, memory.judged)
+        found = batch if found is None else found.joined(batch)
+        if len(found.population) > 8 * most or on_batch:
+            found = found.best(space, most)
+        if on_batch and not on_batch(found):
+            break
+    if found is None:
+        raise ValueError(f"evaluations is {evaluations}, expected at least 1, and a strategy that asks something")
+    return found.best(space, most)
+
+
+class _Memory:
+    """Judges what it was not asked before."""
+
+    def __init__(self, space: SearchSpace, judge: Judge) -> None:
+        self.space, self.judge = space, judge
+        self._index: dict[int, int] = {}
+        self._values: NDArray[np.float64] = np.empty((0, 0))  # (capacity, m + 1): objectives, violation
+
+    @property
+    def judged(self) -> int:
+        return len(self._index)
+
+    def verdict(self, asked: Population, most: int) -> tuple[Population, NDArray[np.float64], NDArray[np.float64]]:
+        """Return rows with their objectives and violation; of new ones `most` at most, others are left out."""
+        asked = self.space.distinct(asked)
+        keys = self.space.keys(asked).tolist()
+        at = np.fromiter((self._index.get(key, -1) for key in keys), dtype=np.int64, count=len(keys))
+        new = np.flatnonzero(at < 0)[:most]
+        if len(new):
+            objectives, violation = self.judge(asked[new])
+            self._grow(len(new), objectives.shape[1] + 1)
+            at[new] = np.arange(self.judged, self.judged + len(new))
+            self._values[at[new]] = np.column_stack([objectives, violation])
+            self._index.update((keys[i], int(at[i])) for i in new.tolist())
+        answered = at >= 0
+        values = self._values[at[answered]]
+        return asked[answered], values[:, :-1], values[:, -1]
+
+    def _grow(self, more: int, columns: int) -> None:
+        if self.judged + more > len(self._values):
+            grown = np.empty((2 * (self.judged + more), columns))
+            grown[: self.judged] = self._values[: self.judged] if self.judged else 0
+            self._values = grown
