@@ -6,39 +6,44 @@ of the run's files; only SHA-256 sums and costs of architectures are computed an
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from deploy.limits import Limit, format_value
 from latency.cost import CountCost
 from latency.open import LatencyModel, open_latency
-from latency.table import LatencyTable
 from ofa.artefacts import read_json, read_jsonl, sha256_of, write_bytes
 from ofa.run_dir import Run
-from ofa.space import ArchConfig, SearchSpace
+from ofa.space import ArchConfig
 from ofa.training.checkpoint import list_checkpoints
-from ofa.training.config import TrainConfig
-from ofa.training.data import ORIENTED
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
+from search.agreement import foreseen, held_out
 from search.drawing import draw_network, most_channels
-from search.evidence import Network, Search, best_of, read_exports, read_searches, reading
-from search.pareto import non_dominated
-from search.plots import Bound, Point, agreement_plot, curves_plot, pareto_plot
+from search.evidence import (
+    MenuRow,
+    Network,
+    Search,
+    best_of,
+    read_exports,
+    read_menu,
+    read_old_searches,
+    read_searches,
+    reading,
+)
+from search.fronts import front, history_curves, measured, threads, written
+from search.next_steps import imported_from, next_commands
+from search.plots import agreement_plot, curves_plot
+from search.spending_plot import show_spending
+from search.wording import brief, cost_name, count, digits, duration, percent, power_of_ten
 
 LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
-VALIDATION_FRACTION = 0.1  # what `ofa train` holds out unless it is told
-WIDE, NARROW = (920.0, 420.0), (380.0, 380.0)  # px; a plot that is only scaled down cannot be read on a phone
+MOST_OPEN = 4  # networks or searches that are shown in full at once; of more, each opens on its own
 
 
 def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
@@ -64,7 +69,12 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        digits=_digits, percent=_percent, count=_count, duration=_duration, brief=lambda arch: brief(run.space, arch)
+        digits=digits,
+        percent=percent,
+        count=count,
+        duration=duration,
+        cost_name=cost_name,
+        brief=lambda arch: brief(run.space, arch),
     )
     write_bytes(path, environment.get_template("report.html.j2").render(_content(run)).encode())
     return path
@@ -73,29 +83,41 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     """Return what the template shows."""
     tables = [open_latency(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
-    searches = read_searches(run)
+    searches, menu = read_searches(run), read_menu(run)
     exports = read_exports(run)
     shipped = {network.arch for network in exports}
-    networks = exports + [best_of(run, search) for search in searches if search.best not in shipped]
-    macs, params = CountCost("macs", run.space), CountCost("params", run.space)
-    networks.sort(key=lambda n: (macs(n.arch), n.name))
-    costs: list[tuple[str, LatencyModel | CountCost]] = [(table.device, table) for table in tables] or [("", macs)]
+    waiting = [best_of(run, search) for search in searches if search.best.arch not in shipped]
+    macs, params = _count_of(run, "macs"), _count_of(run, "params")
+    for networks in (exports, waiting):
+        networks.sort(key=lambda n: (macs(n.arch) or 0, n.name))
+    together = len(waiting) <= MOST_OPEN
+    networks = sorted(exports + waiting, key=lambda n: (macs(n.arch) or 0, n.name))
     training = run.supernet_dir / "config.json"
     config = read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {}
+    drawings = _drawings(run, networks) if run.space.slots else []
     return {
         "run": run,
         "data_name": (Path(run.data.source).name or run.data.source) if run.has_images else "",
-        "imported": _imported(run),
-        "commands": _commands(run, tables, config),
-        "space_size": _power_of_ten(run.space.size()),
+        "imported": imported_from(run),
+        "commands": next_commands(run, tables, config),
+        "space_size": power_of_ten(run.space.size()),
         "networks": networks,
+        "shown": networks if together else exports,
+        "unshipped": [] if together else waiting,
+        "most_open": MOST_OPEN,
         "macs": macs,
         "params": params,
+        "written": written,
         "tables": [(table, _latency_plot(table)) for table in tables],
-        "fronts": [_front(run, device, cost, searches) for device, cost in costs] if searches else [],
-        "searches": searches,
-        "predictor": _predictor(searches),
-        "drawings": _drawings(run, networks),
+        "fronts": _fronts(run, tables, searches),
+        "threads": threads(run, searches) if searches else None,
+        "spending": show_spending(run, tables, searches),
+        "searches": [(search, history_curves(search)) for search in searches],
+        "old_searches": read_old_searches(run),
+        "menu": _menu(run, menu, searches, drawings),
+        "predictor": held_out(searches),
+        "foreseen": foreseen(run, searches),
+        "drawings": drawings,
         "training": _training(run),
         "config": config,
         "history": _history(run),
@@ -104,54 +126,39 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _front(run: Run, device: str, cost: LatencyModel | CountCost, searches: Iterable[Search]) -> dict[str, Any]:
-    """Put all measured networks on one plot against one cost: latency in ms, or multiply-adds in millions."""
-    key, unit, scale = (f"latency@{device}", "ms", 1.0) if device else ("macs", "M", 1e-6)
-    top1: dict[ArchConfig, float] = {}
-    chosen: dict[ArchConfig, list[str]] = {}
-    limits: dict[float, list[str]] = {}
-    for search in searches:
-        top1.update(search.top1)
-        chosen.setdefault(search.best, []).append(search.name)
-        for limit in search.limits:
-            if limit.key == key:
-                limits.setdefault(limit.bound * scale, []).append(search.name)
-    prices = (cost.price if isinstance(cost, LatencyTable) else cost.predict)(run.space.encode(list(top1))) * scale
-    archs = [arch for arch, price in zip(top1, prices, strict=True) if np.isfinite(price)]  # a table may lack some blocks
-    costs = prices[np.isfinite(prices)]
-    kept = non_dominated(np.column_stack([costs, [-top1[arch] for arch in archs]]))
-    points = []
-    for arch, value, on_front in zip(archs, costs.tolist(), kept.tolist(), strict=True):
-        label = ", ".join(chosen.get(arch, []))
-        title = f"{brief(run.space, arch)}; top-1 {_percent(top1[arch])}, {_digits(value)} {unit if device else 'M MACs'}"
-        points.append(Point(value, 100 * top1[arch], f"{label}: {title}" if label else title, on_front, label))
-    bounds = [Bound(value, ", ".join(names), f"≤ {value:.4g} {unit}") for value, names in sorted(limits.items())]
-    reach = 1.3 * float(costs.max(initial=0.0))
-    shown = [bound for bound in bounds if bound.cost <= reach]
-    x_title = "Predicted latency, ms" if device else "Multiply-adds (MACs), millions"
-    return {
-        "device": device,
-        "unit": "Latency, ms" if device else "MACs, M",
-        "wide": pareto_plot(points, shown, x_title=x_title, width=WIDE[0], height=WIDE[1]),
-        "narrow": pareto_plot(points, shown, x_title=x_title, width=NARROW[0], height=NARROW[1]),
-        "beyond": [bound.label for bound in bounds if bound.cost > reach],
-        "limited": bool(bounds),
-        "num_points": len(points),
-        "rows": [(archs[i], float(costs[i]), top1[archs[i]], chosen.get(archs[i], [])) for i in np.argsort(costs) if kept[i]],
-    }
+def _count_of(run: Run, quantity: str) -> Callable[[ArchConfig], float | None]:
+    """Return what counts multiply-adds or parameters; of a space without blocks they are unknown."""
+    return CountCost(quantity, run.space) if run.space.slots else lambda arch: None
+
+
+def _fronts(run: Run, tables: Iterable[LatencyModel], searches: Sequence[Search]) -> list[dict[str, Any]]:
+    """Return a front for every device, or by multiply-adds, or by whatever the searches know of a space without blocks."""
+    if not searches:
+        return []
+    costs: list[tuple[str, LatencyModel | CountCost | None]] = [(f"latency@{table.device}", table) for table in tables]
+    if not costs and run.space.slots:
+        costs = [("macs", CountCost("macs", run.space))]
+    if not costs:
+        keys = dict.fromkeys(key for candidate in measured(searches).values() for key in candidate.costs)
+        costs = [(key, None) for key in keys]
+    return [found for key, cost in costs if (found := front(run, key, cost, searches)) is not None]
+
+
+def _menu(
+    run: Run, menu: Iterable[MenuRow], searches: Iterable[Search], drawings: Iterable[tuple[list[str], ArchConfig, Any, Any]]
+) -> dict[str, Any] | None:
+    """Return the menu's rows with the number of their search and of the drawing of their network; None without a menu."""
+    numbers = {search.name: i for i, search in enumerate(searches, 1)}
+    drawn = {arch: i for i, (_, arch, _, _) in enumerate(drawings, 1)}
+    rows = [(row, numbers.get(row.name), drawn.get(row.best.arch) if row.best else None) for row in menu]
+    if not rows:
+        return None
+    keys = list(dict.fromkeys(key for row, _, _ in rows if row.best for key in row.best.costs))
+    return {"rows": rows, "keys": keys, "met": sum(row.best is not None for row, _, _ in rows)}
 
 
 def _latency_plot(table: LatencyModel) -> Markup | None:
     return agreement_plot(table.validation, quantity="latency", unit="ms", band=BAND) if table.validation else None
-
-
-def _predictor(searches: Iterable[Search]) -> tuple[Search, Markup] | None:
-    """Return the search whose accuracy predictor was fitted to the most networks, and the plot of that predictor."""
-    best = max(searches, key=lambda search: len(search.held_out), default=None)
-    if best is None or not best.held_out:
-        return None
-    pairs = [(100 * predicted, 100 * measured) for predicted, measured in best.held_out]
-    return best, agreement_plot(pairs, quantity="top-1", unit="%")
 
 
 def _drawings(run: Run, networks: Iterable[Network]) -> list[tuple[list[str], ArchConfig, dict[str, Any], Markup]]:
@@ -181,7 +188,7 @@ def _training(run: Run) -> dict[str, Any] | None:
     return {
         "epochs": records[-1]["epoch"],
         "phases": list(phases),
-        "duration": _duration(total),
+        "duration": duration(total),
         "last": {name: line[-1][1] for name, line in lines.items() if line},
         "loss": curves_plot([("loss", lines["loss"])], y_title="Training loss, nats"),
         "top1": curves_plot(top1, y_title="Top-1 on validation images, %") if any(line for _, line in top1) else None,
@@ -224,117 +231,5 @@ def _files(run: Run, searches: Iterable[Search], networks: Iterable[Network]) ->
     return [path for path in [*weights, *tables, *(s.path for s in searches), *models] if path.exists()]
 
 
-def _commands(run: Run, tables: Iterable[LatencyModel], config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the commands that make what a run lacks, with limits that can be met."""
-    where = shlex.quote(str(run.path))
-    some = run.space.sample(np.random.default_rng(0), 500)
-    limit = Limit("macs", None, float(np.median(CountCost("macs", run.space).predict(some))))
-    for table in tables:
-        known = table.upper(some)
-        if np.isfinite(known).any():
-            limit = Limit("latency", table.device, float(np.median(known[np.isfinite(known)])))
-    with reading(run.path / "run.json"):
-        train = shlex.join(_train_again(run, config)) if run.has_images else ""
-    return {
-        "train": train,
-        "import": shlex.join(_import_with_images(run)),
-        "profile": f"ofa profile {where} --device ort_cpu_1t",
-        "search": f"ofa search {where} --where {shlex.quote(str(limit))}",
-        "export": shlex.join(["ofa", "export", str(run.path / "arch.json"), "-o", str(run.path / "export" / "network")]),
-    }
-
-
-def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:
-    """Return the command that trains a run, or goes on with it: the last that was given, or else what the run's files say.
-
-    They do not say where an external teacher lies, unless it is what the weights began with.
-    """
-    given = [list(command["argv"]) for command in run.record.get("commands", [])]
-    given = [argv for argv in given if argv[1:2] in (["train"], ["specialize"])]
-    if given:
-        goes_on = ("--resume", "auto") in itertools.pairwise(given[-1])
-        return given[-1] if goes_on else [*given[-1], "--resume", "auto"]
-    argv = ["ofa", "train", "--space", run.space_name, "--data", run.data.source, "--out", str(run.path)]
-    for field in fields(TrainConfig):
-        if config.get(field.name, field.default) != field.default:
-            argv += _option(field.name, config[field.name])
-    if config.get("sync_batchnorm"):
-        argv += _option("sync_batchnorm", True)
-    if run.record["arch"] is not None:
-        argv += _option("arch", run.path / "arch.json")
-    init = run.record.get("init")
-    begun_with = None if init is None else os.path.normpath(run.path / init["run"])
-    if begun_with is not None:
-        argv += _option("init", begun_with)
-    if config.get("teacher"):
-        argv += _option("teacher", begun_with if init and init["weights_sha256"] == config["teacher"] else "TEACHER")
-    if run.data.validation_fraction != VALIDATION_FRACTION:
-        argv += _option("validation_fraction", run.data.validation_fraction)
-    if run.data.flip != (run.data.source not in ORIENTED):
-        argv += _option("flip", run.data.flip)
-    return [*argv, "--resume", "auto"]
-
-
-def _imported(run: Run) -> dict[str, str] | None:
-    """Return what the weights were imported from: file, format, sha256; None if they were trained."""
-    imported = run.record.get("imported")
-    with reading(run.path / "run.json"):
-        return None if imported is None else {name: str(imported[name]) for name in ("file", "format", "sha256")}
-
-
-def _import_with_images(run: Run) -> list[str]:
-    """Return the command that makes another run of an imported one, with images: only its user knows which."""
-    imported = _imported(run) or {"file": "FILE", "format": "FORMAT"}
-    argv = ["ofa", "import", imported["file"], "--format", imported["format"], "--space", run.space_name]
-    if run.record["arch"] is not None:
-        argv += _option("arch", run.path / "arch.json")
-    return [*argv, "--data", "IMAGES", "--out", f"{run.path}-2"]
-
-
-def _option(name: str, value: object) -> list[str]:
-    """Write a setting as an option of the command line; what can only be on or off has two names there and no value."""
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", str(value)]
-
-
-def brief(space: SearchSpace, arch: ArchConfig) -> str:
-    """Describe an architecture in a few words: resolution and the depths of its stages."""
-    depths = [
-        str(value) for dimension, value in zip(space.dimensions, arch.values, strict=True) if dimension.name.endswith(".depth")
-    ]
-    return f"{space.resolution(arch)} px input" + (f", depths {'-'.join(depths)}" if depths else "")
-
-
 def _relative(path: Path, run: Run) -> str:
     return path.relative_to(run.path).as_posix() if path.is_relative_to(run.path) else str(path)
-
-
-def _duration(seconds: float) -> str:
-    unit, size = ("s", 1) if seconds < 120 else ("min", 60) if seconds < 7200 else ("h", 3600)
-    return f"{seconds / size:.3g} {unit}"
-
-
-def _digits(value: float, significant: int = 3) -> str:
-    """Write a number with that many significant digits and no exponent."""
-    decimals = significant - 1 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(0, decimals)}f}"
-
-
-def _percent(share: float, decimals: int = 1) -> str:
-    return f"{100 * share:.{decimals}f}%"
-
-
-def _count(value: float) -> str:
-    written = format_value("macs", value)
-    return f"{written[:-1]} {written[-1]}"
-
-
-def _power_of_ten(value: int) -> str:
-    """Write a number of networks for people: in full up to 9999, larger ones like 4.2 × 10¹⁵."""
-    digits = str(value)
-    if len(digits) <= 4:
-        return digits
-    power = str(len(digits) - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{digits[0]}.{digits[1]} × 10{power}"

@@ -1,4 +1,4 @@
-"""What a search returns and writes: the best network, the front and all it measured, as JSON and CSV that read without this code."""
+"""What a search returns and writes: the best network, the front, all it measured, as JSON and CSV that read without this code."""
 
 from __future__ import annotations
 

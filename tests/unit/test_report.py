@@ -25,11 +25,12 @@ from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.evidence import read_exports, read_searches
-from search.plots import nice_ticks, place_labels, span
+from search.pareto_plot import place_labels
+from search.plots import nice_ticks, span
 from search.report import write_report
 from search.result import Candidate, SearchResult
 
-SECTIONS = ("networks", "accuracy-cost", "predictions", "architectures", "training", "searches", "provenance")
+SECTIONS = ("networks", "accuracy-cost", "spending", "predictions", "architectures", "training", "searches", "provenance")
 DEVICE = "ort_cpu_1t"
 HOST = {"cpu": "A processor", "system": "Linux", "torch": "2.9", "onnx": "not installed"}
 
@@ -189,6 +190,10 @@ class Page(HTMLParser):
     def ids(self) -> list[str | None]:
         return [value for name, value in self.attributes if name == "id"]
 
+    @property
+    def sections(self) -> list[str | None]:
+        return [value for value in self.ids if not str(value).startswith("network-")]
+
 
 def page_of(run: Run | Path) -> Page:
     page = Page(write_report(run).read_text(encoding="utf-8"))
@@ -200,7 +205,7 @@ def test_report_of_a_complete_run_has_every_section_and_number(run: Run) -> None
     path = write_report(run)
     assert path == run.path / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
-    assert page.ids == list(SECTIONS)
+    assert page.sections == list(SECTIONS)
     for text in (
         "mbv3_tiny_image on digits, 2 classes",
         "✓ Pass",
@@ -239,7 +244,9 @@ def test_report_opens_offline_and_runs_nothing(run: Run) -> None:
     assert "@import" not in html
     assert "url(" not in html
     assert not {"script", "link", "img", "iframe", "object", "image", "use"} & set(page.tags)
-    assert not [name for name, _ in page.attributes if name in ("src", "href", "xlink:href") or name.startswith("on")]
+    assert not [name for name, _ in page.attributes if name in ("src", "xlink:href") or name.startswith("on")]
+    targets = {f"#{name}" for name in page.ids}
+    assert {value for name, value in page.attributes if name == "href"} <= targets
 
 
 def test_report_is_equal_for_equal_runs(run: Run, tmp_path: Path) -> None:
@@ -262,7 +269,7 @@ def test_report_works_at_every_stage(tmp_path: Path, stage: str) -> None:
     if done >= 4:
         add_export(run, found, run.path / "export" / "x", ok=None)
     page = page_of(run)
-    assert page.ids == list(SECTIONS)
+    assert page.sections == list(SECTIONS)
     expected = {
         "created": [
             "No epoch has been finished",
@@ -347,7 +354,7 @@ def test_report_of_a_run_without_images_says_what_needs_them(tmp_path: Path) -> 
         if profiled:
             add_table(run)
         page = page_of(run)
-        assert page.ids == list(SECTIONS)
+        assert page.sections == list(SECTIONS)
         for text in (
             "mbv3_tiny_image, 3 classes",
             "Its weights were imported; no network has been chosen yet.",

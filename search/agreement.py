@@ -1,0 +1,72 @@
+"""Predicted against measured accuracy: of networks that were predicted first, and of those that a predictor did not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from scipy.stats import kendalltau
+
+from latency.cost import CountCost
+from ofa.run_dir import Run
+from ofa.space import ArchConfig
+from search.evidence import Search
+from search.plots import agreement_plot
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Predicted against measured accuracy on some networks."""
+
+    plot: Markup
+    n: int
+    tau: float | None  # Kendall's, None = undefined or unknown
+    macs_tau: float | None
+    bias: float  # mean of measured - predicted
+    error: float  # mean of |measured - predicted|
+
+
+def foreseen(run: Run, searches: Iterable[Search]) -> Agreement | None:
+    """Compare what active rounds predicted with what they then measured; None if there were none.
+
+    A network that several searches asked for counts once.
+    """
+    pairs: dict[ArchConfig, tuple[float, float]] = {}
+    for search in searches:
+        for candidate in search.candidates:
+            if candidate.round and candidate.predicted is not None:
+                pairs.setdefault(candidate.arch, (candidate.predicted, candidate.top1))
+    if not pairs:
+        return None
+    top1 = [value for _, value in pairs.values()]
+    macs = CountCost("macs", run.space).predict(run.space.encode(list(pairs))).tolist() if run.space.slots else []
+    return _agreement(list(pairs.values()), rank_agreement([p for p, _ in pairs.values()], top1), rank_agreement(macs, top1))
+
+
+def held_out(searches: Iterable[Search]) -> tuple[Search, Agreement] | None:
+    """Return the search whose accuracy predictor was fitted to the most networks, and how it did on those it did not know."""
+    best, facts = None, None
+    for search in searches:
+        if (
+            search.predictor
+            and search.predictor.held_out
+            and len(search.predictor.held_out) > len(facts.held_out if facts else ())
+        ):
+            best, facts = search, search.predictor
+    return (best, _agreement(facts.held_out, facts.kendall_tau, facts.macs_tau)) if best and facts else None
+
+
+def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return Kendall's tau; None if it is undefined, as for equal values or fewer than three."""
+    if len(first) != len(second) or len(first) < 3:
+        return None
+    tau = float(kendalltau(first, second).statistic)
+    return tau if np.isfinite(tau) else None
+
+
+def _agreement(pairs: Sequence[tuple[float, float]], tau: float | None, macs_tau: float | None) -> Agreement:
+    difference = np.array([value - predicted for predicted, value in pairs])
+    plot = agreement_plot([(100 * p, 100 * m) for p, m in pairs], quantity="top-1", unit="%")
+    return Agreement(plot, len(pairs), tau, macs_tau, float(difference.mean()), float(np.abs(difference).mean()))

@@ -1,0 +1,181 @@
+"""The fronts of a run's searches: accuracy against cost with its history, and the choices behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from deploy.limits import UNITS, format_value
+from latency.cost import CountCost
+from latency.open import LatencyModel
+from latency.table import LatencyTable
+from ofa.run_dir import Run
+from ofa.space import ArchConfig, SearchSpace
+from search.evidence import Search
+from search.parallel_plot import ParallelAxis, choice_axes, number_axis, parallel_plot
+from search.pareto import non_dominated
+from search.pareto_plot import Bound, Point, pareto_plot
+from search.plots import curves_plot
+from search.result import Candidate
+from search.wording import brief, cost_name, digits, percent, unit_of
+
+WIDE, NARROW = (920.0, 420.0), (380.0, 380.0)  # px; a plot that is only scaled down cannot be read on a phone
+MOST_NAMED = 8  # chosen networks with their names in a plot; more of them go by number
+MOST_THREADS = 150  # networks in parallel coordinates
+MOST_COSTS = 4  # axes of costs there
+
+
+def measured(searches: Iterable[Search]) -> dict[ArchConfig, Candidate]:
+    """Return every network that some search knows, each as the active round that measured it saw it."""
+    found: dict[ArchConfig, Candidate] = {}
+    for search in searches:
+        for candidate in (*search.candidates, search.best):
+            before = found.get(candidate.arch)
+            if before is None or candidate.round > before.round:  # what one search measures, a later one knows from before
+                found[candidate.arch] = candidate
+    return found
+
+
+def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: Sequence[Search]) -> dict[str, Any] | None:
+    """Put all measured networks on one plot of accuracy against one cost.
+
+    Args:
+        run: what was searched.
+        key: of the cost, as Limit.key.
+        model: that prices it; None = as the searches noted it.
+        searches: all of the run.
+
+    Returns:
+        What the template shows; None if no network's cost is known.
+    """
+    known = measured(searches)
+    prices = _prices(run.space, key, model, list(known.values()))
+    kept = np.isfinite(prices)  # a table may lack some blocks
+    if not kept.any():
+        return None
+    networks = [candidate for candidate, keep in zip(known.values(), kept.tolist(), strict=True) if keep]
+    # multiply-adds are always counted in millions here: a tick then reads the same in every report
+    scale, unit = (1e-6, "M") if key == "macs" else unit_of(key, float(prices[kept].max()))
+    costs = prices[kept] * scale
+    on_front = non_dominated(np.column_stack([costs, [-c.top1 for c in networks]]))
+    labels = chosen_labels(searches)
+    bounds = _bounds(key, scale, unit, searches)
+    points = []
+    for candidate, value, best in zip(networks, costs.tolist(), on_front.tolist(), strict=True):
+        label = labels.get(candidate.arch, "")
+        what = "M MACs" if key == "macs" else unit
+        title = f"{brief(run.space, candidate.arch)}; top-1 {percent(candidate.top1)}, {digits(value)} {what}"
+        if candidate.round:
+            title += f"; active round {candidate.round}"
+        points.append(Point(value, 100 * candidate.top1, f"{label}: {title}" if label else title, best, label, candidate.round))
+    reach = 1.3 * float(costs.max())
+    shown = [bound for bound in bounds if bound.cost <= reach]
+    device = key.partition("@")[2] if key.startswith("latency@") else ""
+    x_title = (
+        "Predicted latency, ms" if device else "Multiply-adds (MACs), millions" if key == "macs" else f"{cost_name(key)}, {unit}"
+    )
+    return {
+        "title": f"Device {device}" if device else "Multiply-adds" if key == "macs" else cost_name(key),
+        "device": device,
+        "unit": "Latency, ms" if device else "MACs, M" if key == "macs" else f"{cost_name(key)}, {unit}",
+        "wide": pareto_plot(points, shown, x_title=x_title, width=WIDE[0], height=WIDE[1]),
+        "narrow": pareto_plot(points, shown, x_title=x_title, width=NARROW[0], height=NARROW[1]),
+        "beyond": [bound.label for bound in bounds if bound.cost > reach],
+        "limited": bool(bounds),
+        "numbered": any(label.isdigit() or "," in label for label in labels.values()) and len(labels) > MOST_NAMED,
+        "num_points": len(points),
+        "rounds": max(c.round for c in networks),
+        "num_active": sum(c.round > 0 for c in networks),
+        "front_active": sum(networks[i].round > 0 for i in np.flatnonzero(on_front)),
+        "rows": [
+            (networks[i].arch, float(costs[i]), networks[i].top1, labels.get(networks[i].arch, ""))
+            for i in np.argsort(costs, kind="stable")
+            if on_front[i]
+        ],
+    }
+
+
+def chosen_labels(searches: Sequence[Search]) -> dict[ArchConfig, str]:
+    """Return what marks the network that a search chose: the searches' names, or, where there are many, their numbers from 1."""
+    names: dict[ArchConfig, list[str]] = {}
+    numbers: dict[ArchConfig, list[str]] = {}
+    for i, search in enumerate(searches, 1):
+        names.setdefault(search.best.arch, []).append(search.name)
+        numbers.setdefault(search.best.arch, []).append(str(i))
+    chosen = names if len(searches) <= MOST_NAMED else numbers
+    return {arch: ", ".join(words) for arch, words in chosen.items()}
+
+
+def _bounds(key: str, scale: float, unit: str, searches: Iterable[Search]) -> list[Bound]:
+    names: dict[float, list[str]] = {}
+    for search in searches:
+        for limit in search.limits:
+            if limit.key == key:
+                names.setdefault(limit.bound * scale, []).append(search.name)
+    return [Bound(value, ", ".join(found), f"≤ {value:.4g} {unit}") for value, found in sorted(names.items())]
+
+
+def _prices(
+    space: SearchSpace, key: str, model: LatencyModel | CountCost | None, candidates: Sequence[Candidate]
+) -> NDArray[np.float64]:
+    if model is None:
+        return np.array([candidate.costs.get(key, np.nan) for candidate in candidates], dtype=np.float64)
+    population = space.encode([candidate.arch for candidate in candidates])
+    return model.price(population) if isinstance(model, LatencyTable) else model.predict(population)
+
+
+def threads(run: Run, searches: Sequence[Search]) -> dict[str, Any] | None:
+    """Draw the searches' fronts as parallel coordinates; None without a front of at least one network and two axes."""
+    networks = {candidate.arch: candidate for search in searches for candidate in search.front}
+    ordered = sorted(networks.values(), key=lambda candidate: -candidate.top1)
+    some = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), MOST_THREADS)).round().astype(int))
+    drawn = [ordered[i] for i in some] if ordered else []
+    axes = choice_axes(run.space, run.space.encode([candidate.arch for candidate in drawn]))
+    wanted = dict.fromkeys(["macs", *(key for search in searches for key in search.cost_keys)])
+    keys = [key for key in wanted if any(key in candidate.costs for candidate in drawn)]
+    axes += [_cost_axis(key, drawn) for key in keys[:MOST_COSTS]]
+    if not drawn or not axes:
+        return None
+    top1 = [candidate.top1 for candidate in drawn]
+    axes.append(number_axis(("top-1", "%"), [100 * value for value in top1], lambda value: f"{value:.1f}"))
+    labels = chosen_labels(searches)
+    titles = []
+    for candidate in drawn:
+        words = [brief(run.space, candidate.arch), f"top-1 {percent(candidate.top1)}"]
+        words += [f"{key} {written(key, candidate.costs[key])}" for key in keys if key in candidate.costs]
+        titles.append(", ".join([*([labels[candidate.arch]] if candidate.arch in labels else []), *words]))
+    plot = parallel_plot(axes, top1, titles, [candidate.arch in labels for candidate in drawn])
+    return {"plot": plot, "drawn": len(drawn), "of": len(ordered), "costs": keys[:MOST_COSTS]}
+
+
+def written(key: str, value: float) -> str:
+    """Write a cost with its unit."""
+    quantity = key.partition("@")[0]
+    return format_value(quantity, value) if quantity in UNITS else f"{value:.3g}"
+
+
+def _cost_axis(key: str, candidates: Sequence[Candidate]) -> ParallelAxis:
+    quantity, _, where = key.partition("@")
+    values = np.array([candidate.costs.get(key, np.nan) for candidate in candidates], dtype=np.float64)
+    scale, unit = unit_of(key, float(np.nanmax(values)))
+    name = {"macs": "MACs", "params": "parameters"}.get(quantity, quantity)
+    title = (f"{name}, {unit}", where) if where else (name, unit)
+    return number_axis(title, (values * scale).tolist(), digits)
+
+
+def history_curves(search: Search) -> list[Markup]:
+    """Draw the best accuracy and the hypervolume over the networks measured; nothing after a single round."""
+    drawn = []
+    for title, value in (("Best top-1 so far, %", _best), ("Hypervolume", lambda state: state.hypervolume)):
+        line = [(float(state.evaluations), found) for state in search.history if (found := value(state)) is not None]
+        if len(line) > 1:
+            drawn.append(curves_plot([("loss", line)], y_title=title, x_title="Networks measured", height=220))
+    return drawn
+
+
+def _best(state: Any) -> float | None:
+    return None if state.best_top1 is None else 100 * state.best_top1

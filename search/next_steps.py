@@ -1,0 +1,100 @@
+"""The commands that a run still waits for: written as a user would type them, with limits that can be met."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from deploy.limits import Limit
+from latency.cost import CountCost
+from latency.open import LatencyModel
+from ofa.run_dir import Run
+from ofa.training.config import TrainConfig
+from ofa.training.data import ORIENTED
+from search.evidence import reading
+
+VALIDATION_FRACTION = 0.1  # what `ofa train` holds out unless it is told
+
+
+def next_commands(run: Run, tables: Iterable[LatencyModel], config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the commands that make what a run lacks, with limits that can be met."""
+    where = shlex.quote(str(run.path))
+    search = f"ofa search {where}"
+    if run.space.slots:  # of a space of choices alone no cost can be told
+        some = run.space.sample(np.random.default_rng(0), 500)
+        limit = Limit("macs", None, float(np.median(CountCost("macs", run.space).predict(some))))
+        for table in tables:
+            known = table.upper(some)
+            if np.isfinite(known).any():
+                limit = Limit("latency", table.device, float(np.median(known[np.isfinite(known)])))
+        search += f" --where {shlex.quote(str(limit))}"
+    with reading(run.path / "run.json"):
+        train = shlex.join(_train_again(run, config)) if run.has_images else ""
+    return {
+        "train": train,
+        "import": shlex.join(_import_with_images(run)),
+        "profile": f"ofa profile {where} --device ort_cpu_1t",
+        "search": search,
+        "export": shlex.join(["ofa", "export", str(run.path / "arch.json"), "-o", str(run.path / "export" / "network")]),
+    }
+
+
+def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """Return the command that trains a run, or goes on with it: the last that was given, or else what the run's files say.
+
+    They do not say where an external teacher lies, unless it is what the weights began with.
+    """
+    given = [list(command["argv"]) for command in run.record.get("commands", [])]
+    given = [argv for argv in given if argv[1:2] in (["train"], ["specialize"])]
+    if given:
+        goes_on = ("--resume", "auto") in itertools.pairwise(given[-1])
+        return given[-1] if goes_on else [*given[-1], "--resume", "auto"]
+    argv = ["ofa", "train", "--space", run.space_name, "--data", run.data.source, "--out", str(run.path)]
+    for field in fields(TrainConfig):
+        if config.get(field.name, field.default) != field.default:
+            argv += _option(field.name, config[field.name])
+    if config.get("sync_batchnorm"):
+        argv += _option("sync_batchnorm", True)
+    if run.record["arch"] is not None:
+        argv += _option("arch", run.path / "arch.json")
+    init = run.record.get("init")
+    begun_with = None if init is None else os.path.normpath(run.path / init["run"])
+    if begun_with is not None:
+        argv += _option("init", begun_with)
+    if config.get("teacher"):
+        argv += _option("teacher", begun_with if init and init["weights_sha256"] == config["teacher"] else "TEACHER")
+    if run.data.validation_fraction != VALIDATION_FRACTION:
+        argv += _option("validation_fraction", run.data.validation_fraction)
+    if run.data.flip != (run.data.source not in ORIENTED):
+        argv += _option("flip", run.data.flip)
+    return [*argv, "--resume", "auto"]
+
+
+def imported_from(run: Run) -> dict[str, str] | None:
+    """Return what the weights were imported from: file, format, sha256; None if they were trained."""
+    imported = run.record.get("imported")
+    with reading(run.path / "run.json"):
+        return None if imported is None else {name: str(imported[name]) for name in ("file", "format", "sha256")}
+
+
+def _import_with_images(run: Run) -> list[str]:
+    """Return the command that makes another run of an imported one, with images: only its user knows which."""
+    imported = imported_from(run) or {"file": "FILE", "format": "FORMAT"}
+    argv = ["ofa", "import", imported["file"], "--format", imported["format"], "--space", run.space_name]
+    if run.record["arch"] is not None:
+        argv += _option("arch", run.path / "arch.json")
+    return [*argv, "--data", "IMAGES", "--out", f"{run.path}-2"]
+
+
+def _option(name: str, value: object) -> list[str]:
+    """Write a setting as an option of the command line; what can only be on or off has two names there and no value."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
