@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.space import Population, SearchSpace
+from search.moves import change_one
 
-TRIES = 10  # at drawing something new, before the next way is taken
+TRIES = 5  # at drawing something new, before the next way is taken
 ENUMERABLE = 200_000  # networks of a space that is written down as a whole when draws hardly find anything new
 
 
@@ -18,8 +19,9 @@ class Proposals:
     """Hands out architectures that were neither handed out nor noted before.
 
     Asked for new ones it tries, in this order and each a bounded number of times: what it was given to start with, the caller's
-    way of drawing, uniform draws, and, where the space is small, the list of all its networks. What is missing then does not
-    exist (or is not found, in a large space whose repair leaves next to nothing): fewer are returned, at last none.
+    way of drawing, the same with more and more further changes (the neighbourhood of the best is soon known), uniform draws, and,
+    where the space is small, the list of all its networks. What is missing then does not exist (or is not found, in a large space
+    whose repair leaves next to nothing): fewer are returned, at last none.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class Proposals:
         found = self.space.encode([])
         if len(self._start):
             found, self._start = self._add(found, self._start[:n]), self._start[n:]
-        for way in (draw, self.draw_uniform):
-            for _ in range(TRIES):
-                if len(found) < n:
-                    found = self._add(found, way(n - len(found)))
+        for attempt in range(3 * TRIES):
+            if len(found) < n:
+                drawn = draw(n - len(found)) if attempt < 2 * TRIES else self.draw_uniform(n - len(found))
+                for _ in range(min(attempt, 2 * TRIES - 1) - TRIES + 1):
+                    drawn = change_one(self.space, drawn, self.rng)
+                found = self._add(found, drawn)
         if len(found) < n and self.space.size() <= ENUMERABLE:
             rest = self.rng.permutation(enumerate_space(self.space)) if self._rest is None else self._rest
             self._rest = self._add(self.space.encode([]), rest)

@@ -52,9 +52,8 @@ class AgingEvolution:
 
     def ask(self) -> Population:
         """Return children of tournament winners; random architectures until the population is complete."""
-        missing = self.population_size - len(self.population)
-        if missing > 0:
-            return self._proposals.take(min(self._batch, missing), self._proposals.draw_uniform)
+        if len(self.population) < self.population_size:
+            return self._proposals.take(self._batch, self._proposals.draw_uniform)
         ranks = constrained_fronts(self._objectives, self._violation)
         return self._proposals.take(self._batch, lambda n: change_one(self.space, self._winners(n, ranks), self.rng))
 

@@ -46,7 +46,7 @@ class CoarseToFine:
         start: Population | None = None,
         repair: Repair | None = None,
         grid: int = 400,
-        parents: int = 25,
+        parents: int = 10,
         rate: float = 0.3,
         decay: float = 0.7,
     ) -> None:

@@ -54,9 +54,8 @@ class NSGA2:
 
     def ask(self) -> Population:
         """Return children of the survivors; random architectures until there are enough of them."""
-        missing = self.population_size - len(self.population)
-        if missing > 0:
-            return self._proposals.take(min(self._batch, missing), self._proposals.draw_uniform)
+        if len(self.population) < self.population_size:
+            return self._proposals.take(self._batch, self._proposals.draw_uniform)
         return self._proposals.take(self._batch, self._children)
 
     def tell(self, population: Population, objectives: NDArray[np.float64], violation: NDArray[np.float64]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ofa.errors import OfaError
 from ofa.space import Population, SearchSpace
 from search.pareto import require_single
-from search.proposals import TRIES, Proposals
+from search.proposals import Proposals
 from search.rewards import hard_reward
 from search.strategies import Repair
 
@@ -23,8 +23,8 @@ class Reinforce:
 
     The reward is the negated objective; missed limits lower it by MnasNet's hard rule (search.rewards.hard_reward). Rewards are
     centred and scaled by moving averages, so that their unit is of no effect. Choices without effect get no gradient.
-    What the policy draws again is not proposed again: its reward is known and teaches the policy at once. A policy that draws
-    nothing new is mixed with uniform choices, more with every try, so that it looks around its favourite.
+    What the policy draws again is not proposed again: its reward is known and teaches the policy at once. Where the policy draws
+    nothing new, networks around its favourites are proposed.
 
     Args:
         learning_rate: of Adam.
@@ -48,7 +48,7 @@ class Reinforce:
         learning_rate: float = 0.1,
         entropy_bonus: float = 0.01,
         decay: float = 0.9,
-        minibatch: int = 20,
+        minibatch: int = 10,
     ) -> None:
         if learning_rate <= 0 or entropy_bonus < 0 or not 0 <= decay < 1 or minibatch < 1:
             raise OfaError(
@@ -64,11 +64,11 @@ class Reinforce:
         self._rewards: dict[int, float] = {}  # by the architecture's key
         self._worst, self._best = np.inf, -np.inf  # scores told
         self._mean = self._variance = self._weight = 0.0  # moving sums; divided by the weight they are averages
-        self._tries = 0
+        self._first_draw = True
 
     def ask(self) -> Population:
         """Return draws of the policy that were not asked for yet."""
-        self._tries = 0
+        self._first_draw = True
         return self._proposals.take(self._batch, self._draw)
 
     def tell(self, population: Population, objectives: NDArray[np.float64], violation: NDArray[np.float64]) -> None:
@@ -96,16 +96,14 @@ class Reinforce:
         return hard_reward(np.where(unknown, worst, score), missed, scale=scale)
 
     def _draw(self, n: int) -> Population:
-        uniform = self._tries / TRIES
-        mixed = (1 - uniform) * self.policy() + uniform * self._legal / self._legal.sum(1, keepdims=True)
-        above = self.rng.random((n, len(mixed), 1)) >= np.cumsum(mixed, axis=1)
+        above = self.rng.random((n, len(self.logits), 1)) >= np.cumsum(self.policy(), axis=1)
         options = np.minimum(above.sum(2), self.space.num_options - 1)  # the sum may end just below 1
         drawn = self.space.canonical(options.astype(np.int16))
-        if self._tries == 0:  # drawn by the policy alone
+        if self._first_draw:  # once for each batch; the next draws only fill it up
+            self._first_draw = False
             rewards = np.array([self._rewards.get(key, np.nan) for key in self._proposals.keys(drawn).tolist()])
             known = ~np.isnan(rewards)
             self._learn(drawn[known], rewards[known])
-        self._tries += 1
         return drawn
 
     def _learn(self, population: Population, rewards: NDArray[np.float64]) -> None:
