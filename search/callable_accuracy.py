@@ -1,0 +1,129 @@
+"""Accuracy from a function of the user's own: training from scratch, another framework, a measurement on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ofa.errors import OfaError
+from ofa.progress import say
+from ofa.space import ArchConfig, SearchSpace
+from search.accuracy import JournalledAccuracy, OnResult
+from search.engine import Engine, Failure
+from search.journal import FIELDS, Journal, is_result
+
+MAX_FAILURES = 3  # of different architectures one after the other: then it is not the architectures
+SCALES = {"top1": FIELDS[0], "any": FIELDS[1]}
+
+
+class CallableAccuracy(JournalledAccuracy):
+    """What a function says of each architecture.
+
+    It may raise, hang, end its process or return nonsense: then it is asked once more, and after that the architecture counts as
+    one whose accuracy could not be told. The journal keeps the reason; another search asks again.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[ArchConfig], float],
+        space: SearchSpace,
+        journal: Path | Journal | None = None,
+        *,
+        name: str | None = None,
+        version: str = "",
+        scale: str = "top1",
+        timeout_s: float | None = None,
+        engine: Engine | str | None = None,
+        on_result: OnResult | None = None,
+    ) -> None:
+        """Ask `function` for top-1 in [0, 1].
+
+        Args:
+            journal: where results are kept; None = nowhere.
+            name: in the journal's key; None = the function's module and name. Functions of one name and version share results.
+            version: in the journal's key; change it when the function changes, or old results are believed of the new one.
+            scale: "top1", or "any" for scores that only rank.
+            timeout_s: for one architecture; None = as long as it takes. With it, the function runs in a process of its own.
+            engine: where it runs (search.engine); by default in this process, which then hangs or ends as the function does.
+            on_result: is told every new result as it arrives, NaN for a failure.
+        Raises:
+            OfaError: for an unknown scale, a time that is none, or a function without a name of its own.
+        """
+        if scale not in SCALES:
+            raise OfaError(f"scale {scale!r}: expected one of {', '.join(SCALES)}")
+        if timeout_s is not None and not 0 < timeout_s < math.inf:
+            raise OfaError(f"timeout_s is {timeout_s}, expected seconds above 0")
+        self.function, self.scale, self.timeout_s, self.version = function, scale, timeout_s, version
+        self.name = name or _name_of(function)
+        if not self.name:
+            raise OfaError(f"{str(function)[:80]}: has no name of its own that results could be kept under, expected name=...")
+        self.engine = engine if isinstance(engine, Engine) else Engine(engine)
+        super().__init__(space, journal, on_result=on_result, field=SCALES[scale])
+
+    def _measure(self, todo: Mapping[str, ArchConfig]) -> Generator[tuple[str, float], None, None]:
+        keys, archs = list(todo), list(todo.values())
+        in_a_row = 0  # failures
+        outcomes = self.engine.attempt(
+            _Checked(self.function, self.scale), archs, retries=1, retry_errors=True, timeout_s=self.timeout_s
+        )
+        for index, outcome in outcomes:
+            if not isinstance(outcome, Failure):
+                in_a_row = 0
+                yield keys[index], outcome
+            else:
+                in_a_row += 1
+                self.journal.add_failure(keys[index], archs[index].values, outcome.reason)
+                say(f"warning: {self.name} gave no accuracy for {_short(self.space, archs[index])}: {outcome.reason}")
+                if in_a_row == MAX_FAILURES:
+                    raise OfaError(
+                        f"{self.name}: failed for {MAX_FAILURES} architectures one after the other, the last time with: "
+                        f"{outcome.reason}; what was measured is kept"
+                    )
+                yield keys[index], math.nan
+
+    @cached_property
+    def _context(self) -> str:
+        return f"{self.space.name}|callable|{self.name}|{self.version}|{self.scale}"
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A function whose results are refused unless they are what is expected: that too is a reason to ask it again."""
+
+    function: Callable[[ArchConfig], Any]
+    scale: str
+
+    def __call__(self, arch: ArchConfig) -> float:
+        value = self.function(arch)
+        number = (
+            value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+        )  # numpy and torch scalars
+        if is_result(number, SCALES[self.scale]):
+            return float(number)
+        found = f"it returned {str(value)[:60]!r}" if isinstance(value, str) else f"it returned {str(value)[:60]}"
+        if self.scale == "any":
+            raise InvalidAccuracyError(f"{found}, expected a finite number")
+        percent = isinstance(number, int | float) and 1 < number <= 100
+        hint = "; divide percentages by 100" if percent else ""
+        raise InvalidAccuracyError(f'{found}, expected top-1 in [0, 1]{hint}; scores of another scale take scale="any"')
+
+
+class InvalidAccuracyError(OfaError):
+    """A function returned something that is no accuracy."""
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    """Return module:name of a function, or nothing for a lambda and for objects that are called like one."""
+    name = getattr(function, "__qualname__", "")
+    return "" if not name or name.endswith("<lambda>") else f"{function.__module__}:{name}"
+
+
+def _short(space: SearchSpace, arch: ArchConfig) -> str:
+    """Name an architecture by its choices that matter, cut to a line."""
+    active = space.active(space.encode([arch]))[0]
+    text = ", ".join(f"{d.name}={v}" for d, v, on in zip(space.dimensions, arch.values, active, strict=True) if on)
+    return text if len(text) < 80 else text[:77] + "..."
