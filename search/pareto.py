@@ -101,6 +101,7 @@ def crowding(points: Floats, ranks: NDArray[np.int64] | None = None) -> Floats:
         spread = np.repeat(values[ends] - values[starts], ends - starts + 1)
         gap = np.zeros(len(values))
         gap[1:-1] = values[2:] - values[:-2]
+        gap[starts] = gap[ends] = 0  # these would reach into another front
         share = np.divide(gap, spread, out=np.zeros(len(values)), where=spread > 0)
         share[starts] = share[ends] = np.inf
         distance[order] += share

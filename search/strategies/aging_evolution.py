@@ -65,6 +65,7 @@ class AgingEvolution:
         self.population = np.concatenate([self.population, canonical])[-self.population_size :]
         self._objectives = np.concatenate([self._objectives, objectives])[-self.population_size :]
         self._violation = np.concatenate([self._violation, violation])[-self.population_size :]
+        self._proposals.lenders = self.population[self._violation == 0]
 
     def _winners(self, n: int, ranks: NDArray[np.int64]) -> Population:
         sampled = self.rng.integers(len(ranks), size=(n, self._sample_size))

@@ -74,12 +74,13 @@ class CoarseToFine:
         canonical = self.space.canonical(population)
         self._proposals.note(canonical)
         everyone = np.concatenate([canonical, self.population])  # the latest judgement of an architecture counts
-        first = np.unique(self._proposals.keys(everyone), return_index=True)[1]
+        first = np.unique(self.space.keys(everyone), return_index=True)[1]
         everyone = everyone[first]
         objectives = np.concatenate([objectives, self._objectives])[first]
         violation = np.concatenate([violation, self._violation])[first]
         best = np.argsort(constrained_fronts(objectives, violation), kind="stable")[: self._parents]
         self.population, self._objectives, self._violation = everyone[best], objectives[best], violation[best]
+        self._proposals.lenders = self.population[self._violation == 0]
 
     def _changed(self, n: int) -> Population:
         coarseness = self._decay ** (self._fine // (4 * self._parents))

@@ -63,7 +63,7 @@ class NSGA2:
         canonical = self.space.canonical(population)
         self._proposals.note(canonical)
         everyone = np.concatenate([canonical, self.population])  # the latest judgement of an architecture counts
-        first = np.unique(self._proposals.keys(everyone), return_index=True)[1]
+        first = np.unique(self.space.keys(everyone), return_index=True)[1]
         everyone = everyone[first]
         objectives = np.concatenate([objectives, self.objectives.reshape(-1, objectives.shape[1])])[first]
         violation = np.concatenate([violation, self.violation])[first]
@@ -71,6 +71,7 @@ class NSGA2:
         room = crowding(np.nan_to_num(objectives), ranks)
         best = np.lexsort((-room, ranks))[: self.population_size]
         self.population, self.objectives, self.violation = everyone[best], objectives[best], violation[best]
+        self._proposals.lenders = self.population[self.violation == 0]
 
     def _children(self, n: int) -> Population:
         first, second = (self.population[self._winners(n)] for _ in range(2))

@@ -77,7 +77,7 @@ class Reinforce:
         canonical = self.space.canonical(population)
         self._proposals.note(canonical)
         rewards = self._reward(-objectives[:, 0], violation)
-        self._rewards.update(zip(self._proposals.keys(canonical).tolist(), rewards.tolist(), strict=True))
+        self._rewards.update(zip(self.space.keys(canonical).tolist(), rewards.tolist(), strict=True))
         self._learn(canonical, rewards)
 
     def policy(self) -> NDArray[np.float64]:
@@ -101,7 +101,7 @@ class Reinforce:
         drawn = self.space.canonical(options.astype(np.int16))
         if self._first_draw:  # once for each batch; the next draws only fill it up
             self._first_draw = False
-            rewards = np.array([self._rewards.get(key, np.nan) for key in self._proposals.keys(drawn).tolist()])
+            rewards = np.array([self._rewards.get(key, np.nan) for key in self.space.keys(drawn).tolist()])
             known = ~np.isnan(rewards)
             self._learn(drawn[known], rewards[known])
         return drawn
