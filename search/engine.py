@@ -153,7 +153,7 @@ class Engine:
                     del running[future]
                     failed = isinstance(outcome, Failure) and (retry_errors or outcome.error is None)
                     if failed and failures < retries:
-                        waiting.append((index, failures + 1))
+                        waiting.appendleft((index, failures + 1))  # at once: who waits for news of it waits no longer than needed
                     else:
                         yield index, outcome
         finally:  # also when whoever asked lost interest, or Ctrl-C: nobody waits for these any more

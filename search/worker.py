@@ -27,6 +27,7 @@ class Raised:
 
     kind: str
     message: str
+    arguments: tuple[str | int | float, ...]
     trace: str
     is_ours: bool
 
@@ -37,8 +38,8 @@ class Raised:
         kind = getattr(builtins, self.kind, None)
         error: Exception = RuntimeError(f"{self.kind}: {self.message}")
         if isinstance(kind, type) and issubclass(kind, Exception):
-            with contextlib.suppress(Exception):  # UnicodeDecodeError, for one, wants five arguments
-                error = kind(self.message)
+            with contextlib.suppress(Exception):  # UnicodeDecodeError, for one, takes an argument that is not plain
+                error = kind(*self.arguments)
         error.__dict__["__notes__"] = [f"in a worker process:\n{self.trace}"]
         return error
 
@@ -56,7 +57,8 @@ def guarded(function: Callable[[Task], Result], task: Task, timeout_s: float | N
     try:
         return function(task)
     except (Exception, SystemExit) as error:
-        return Raised(type(error).__name__, str(error), traceback.format_exc(), isinstance(error, OfaError))
+        plain = tuple(arg for arg in error.args if isinstance(arg, str | int | float))
+        return Raised(type(error).__name__, str(error), plain, traceback.format_exc(), isinstance(error, OfaError))
     finally:
         watchdog.cancel()
 
