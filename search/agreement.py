@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 from latency.cost import CountCost
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
-from search.evidence import Search
+from search.past_searches import Search
 from search.plots import agreement_plot
 
 

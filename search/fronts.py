@@ -15,10 +15,10 @@ from latency.open import LatencyModel
 from latency.table import LatencyTable
 from ofa.run_dir import Run
 from ofa.space import ArchConfig, SearchSpace
-from search.evidence import Search
-from search.parallel_plot import ParallelAxis, choice_axes, number_axis, parallel_plot
+from search.parallel_plot import MOST_PICKED, ParallelAxis, choice_axes, number_axis, parallel_plot
 from search.pareto import non_dominated
 from search.pareto_plot import Bound, Point, pareto_plot
+from search.past_searches import Search
 from search.plots import curves_plot
 from search.result import Candidate
 from search.wording import brief, cost_name, digits, percent, unit_of
@@ -86,7 +86,7 @@ def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: 
         "narrow": pareto_plot(points, shown, x_title=x_title, width=NARROW[0], height=NARROW[1]),
         "beyond": [bound.label for bound in bounds if bound.cost > reach],
         "limited": bool(bounds),
-        "numbered": any(label.isdigit() or "," in label for label in labels.values()) and len(labels) > MOST_NAMED,
+        "numbered": len(searches) > MOST_NAMED,
         "num_points": len(points),
         "rounds": max(c.round for c in networks),
         "num_active": sum(c.round > 0 for c in networks),
@@ -102,12 +102,24 @@ def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: 
 def chosen_labels(searches: Sequence[Search]) -> dict[ArchConfig, str]:
     """Return what marks the network that a search chose: the searches' names, or, where there are many, their numbers from 1."""
     names: dict[ArchConfig, list[str]] = {}
-    numbers: dict[ArchConfig, list[str]] = {}
+    numbers: dict[ArchConfig, list[int]] = {}
     for i, search in enumerate(searches, 1):
         names.setdefault(search.best.arch, []).append(search.name)
-        numbers.setdefault(search.best.arch, []).append(str(i))
-    chosen = names if len(searches) <= MOST_NAMED else numbers
-    return {arch: ", ".join(words) for arch, words in chosen.items()}
+        numbers.setdefault(search.best.arch, []).append(i)
+    if len(searches) <= MOST_NAMED:
+        return {arch: ", ".join(words) for arch, words in names.items()}
+    return {arch: _in_runs(found) for arch, found in numbers.items()}
+
+
+def _in_runs(numbers: Sequence[int]) -> str:
+    """Write increasing numbers with their runs drawn together: "1, 4–6"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def _bounds(key: str, scale: float, unit: str, searches: Iterable[Search]) -> list[Bound]:
@@ -149,7 +161,8 @@ def threads(run: Run, searches: Sequence[Search]) -> dict[str, Any] | None:
         words += [f"{key} {written(key, candidate.costs[key])}" for key in keys if key in candidate.costs]
         titles.append(", ".join([*([labels[candidate.arch]] if candidate.arch in labels else []), *words]))
     plot = parallel_plot(axes, top1, titles, [candidate.arch in labels for candidate in drawn])
-    return {"plot": plot, "drawn": len(drawn), "of": len(ordered), "costs": keys[:MOST_COSTS]}
+    picked = sum(candidate.arch in labels for candidate in drawn) <= MOST_PICKED
+    return {"plot": plot, "picked": picked, "drawn": len(drawn), "of": len(ordered), "costs": keys[:MOST_COSTS]}
 
 
 def written(key: str, value: float) -> str:

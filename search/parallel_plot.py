@@ -5,7 +5,6 @@ The axes follow from the names of a space's dimensions, "stage2.block0.kernel_si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,10 @@ from ofa.space import Dimension, Population, SearchSpace
 from search.plots import element, image, shorten
 
 APART = 8  # dimensions of one kind, at most, that get an axis each
-HEIGHT, TOP, BOTTOM, SIDE = 380.0, 56.0, 30.0, 54.0  # px
+HEIGHT, TOP, BOTTOM, SIDE = 400.0, 68.0, 38.0, 54.0  # px
 SPREAD = 12.0  # px that lines of one choice are spread over, so that they can be told apart
 BANDS = 5  # colours from the least to the most accurate
+MOST_PICKED = 4  # chosen networks in a colour of their own; more of them are only drawn bolder, so that accuracy is still seen
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,11 @@ def parallel_plot(axes: Sequence[ParallelAxis], top1: Sequence[float], titles: S
     ys = np.column_stack([_y(axis, axis.values) + (spread if axis.discrete else 0.0) for axis in axes])  # (networks, axes)
     xs = SIDE + step * np.arange(len(axes))
     parts = [_axis(axis, float(x), step) for axis, x in zip(axes, xs, strict=True)]
+    emphasis = " picked" if sum(chosen) <= MOST_PICKED else " bold"
     for i in sorted(range(len(accuracy)), key=lambda i: (chosen[i], ranks[i])):
         known = np.isfinite(ys[i])
         corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs[known], ys[i][known], strict=True))
-        style = f"thread band-{band(accuracy, i)}{' picked' if chosen[i] else ''}"
+        style = f"thread band-{band(accuracy, i)}{emphasis if chosen[i] else ''}"
         parts.append(element("polyline", element("title", titles[i]), class_=style, points=corners))
     parts += [_ticks(axis, float(x)) for axis, x in zip(axes, xs, strict=True)]  # above the lines
     label = f"{len(accuracy)} networks, their choices, costs and accuracy"
@@ -119,7 +120,10 @@ def _single(dimension: Dimension, column: NDArray[np.int16], active: NDArray[np.
     while len(ticks) > 9:
         ticks = ticks[::2]
     values = np.where(active, column.astype(np.float64), np.nan)
-    return ParallelAxis((before, last.replace("_", " ")), values, 0.0, float(len(dimension.options) - 1), ticks, discrete=True)
+    last = last.replace("_", " ")
+    return ParallelAxis(
+        (before, last) if before else (last, ""), values, 0.0, float(len(dimension.options) - 1), ticks, discrete=True
+    )
 
 
 def _counts(dimensions: Sequence[Dimension], chosen: Population, active: NDArray[np.bool_]) -> list[ParallelAxis]:
@@ -176,7 +180,11 @@ def _axis(axis: ParallelAxis, x: float, step: float) -> Markup:
 def _ticks(axis: ParallelAxis, x: float) -> Markup:
     ys = _y(axis, np.array([value for value, _ in axis.ticks]))
     labels = []
-    for (_, text), y in zip(axis.ticks, ys.tolist(), strict=True):
-        if math.isfinite(y):
-            labels.append(element("text", shorten(text, 11), class_="tick axis-label", x=x + 5, y=y + 4))
+    for (value, text), y in zip(axis.ticks, ys.tolist(), strict=True):
+        words = shorten(text, 13)
+        if axis.low < value < axis.high:
+            labels.append(element("text", words, class_="tick axis-label", x=x + 5, y=y + 4))
+        else:  # beyond the lines' ends, where none covers it
+            end = HEIGHT - BOTTOM + 22 if value <= axis.low and axis.low < axis.high else TOP - 12
+            labels.append(element("text", words, class_="tick", x=x, y=end, text_anchor="middle"))
     return Markup().join(labels)

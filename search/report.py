@@ -24,22 +24,13 @@ from ofa.training.checkpoint import list_checkpoints
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.agreement import foreseen, held_out
 from search.drawing import draw_network, most_channels
-from search.evidence import (
-    MenuRow,
-    Network,
-    Search,
-    best_of,
-    read_exports,
-    read_menu,
-    read_old_searches,
-    read_searches,
-    reading,
-)
+from search.evidence import Network, read_exports, reading
 from search.fronts import front, history_curves, measured, threads, written
 from search.next_steps import imported_from, next_commands
+from search.past_searches import MenuRow, Search, best_of, read_menu, read_old_searches, read_searches
 from search.plots import agreement_plot, curves_plot
 from search.spending_plot import show_spending
-from search.wording import brief, cost_name, count, digits, duration, percent, power_of_ten
+from search.wording import brief, cost_name, count, digits, duration, percent, power_of_ten, unit_of
 
 LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
@@ -83,7 +74,9 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     """Return what the template shows."""
     tables = [open_latency(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
-    searches, menu = read_searches(run), read_menu(run)
+    menu = read_menu(run)
+    place = {row.name: i for i, row in enumerate(menu)}
+    searches = sorted(read_searches(run), key=lambda search: place.get(search.name, -1))  # in the menu's order
     exports = read_exports(run)
     shipped = {network.arch for network in exports}
     waiting = [best_of(run, search) for search in searches if search.best.arch not in shipped]
@@ -154,7 +147,11 @@ def _menu(
     if not rows:
         return None
     keys = list(dict.fromkeys(key for row, _, _ in rows if row.best for key in row.best.costs))
-    return {"rows": rows, "keys": keys, "met": sum(row.best is not None for row, _, _ in rows)}
+    columns = []
+    for key in keys:
+        scale, unit = unit_of(key, max(row.best.costs.get(key, 0.0) for row, _, _ in rows if row.best))
+        columns.append((key, f"{cost_name(key)}, {unit}" if unit else cost_name(key), scale))
+    return {"rows": rows, "columns": columns, "met": sum(row.best is not None for row, _, _ in rows)}
 
 
 def _latency_plot(table: LatencyModel) -> Markup | None:

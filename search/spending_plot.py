@@ -14,7 +14,7 @@ from latency.open import LatencyModel
 from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.run_dir import Run
-from search.evidence import Search
+from search.past_searches import Search
 from search.plots import CHAR, Axes, element, image, nice_ticks, shorten
 from search.spending import OVERHEAD, Spending, spend, stage_choices, stages
 from search.wording import cost_name, percent, unit_of
@@ -23,6 +23,7 @@ ROW = 44  # px from one bar to the next
 BAR = 18  # px, height of a bar
 COLOURS = 7  # CSS classes of elastic stages; more stages begin again
 MOST_BARS = 12  # networks drawn one below the other
+FAR = 1.6  # times the largest cost within which a limit is drawn; beyond, it is only written
 WIDTHS = (920.0, 380.0)  # px, for wide screens and for phones
 
 
@@ -58,7 +59,7 @@ def show_spending(run: Run, tables: Iterable[LatencyModel], searches: Sequence[S
     for key, rows in found.items():
         drawn = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_BARS)).round().astype(int))]
         try:
-            drawn.append(spend("smallest network of the space", models[key], run.space.smallest))
+            drawn.append(spend("smallest network", models[key], run.space.smallest))
         except OfaError as error:
             notes[f"The smallest network is not shown: {error}."] = None
         scale, unit = unit_of(key, max(row.total for row in drawn))
@@ -127,10 +128,10 @@ def spending_plot(rows: Sequence[Spending], *, title: str, scale: float, unit: s
     """
     ends = [row.total + row.margin for row in rows]
     reach = max(ends)
-    reach = max([reach, *(row.limit for row in rows if row.limit is not None and row.limit <= 1.3 * reach)])
+    reach = max([reach, *(row.limit for row in rows if row.limit is not None and row.limit <= FAR * reach)])
     start = min(0.0, *(sum(v for v in row.parts.values() if v < 0) for row in rows))
     height = ROW * len(rows) + 48
-    axes = Axes(width, height, (start * scale, 1.03 * reach * scale), (0, 1), title, "", top=4, left=6, right=14, bottom=44)
+    axes = Axes(width, height, (start * scale, 1.03 * reach * scale), (0, 1), title, "", top=4, left=16, right=16, bottom=44)
     base = height - axes.bottom
     parts = []
     for tick in nice_ticks(*axes.x_range, about=max(4, int(width / 110))):
@@ -162,7 +163,7 @@ def _bar(row: Spending, axes: Axes, top: float, scale: float, unit: str, order: 
         tip = element("title", f"{row.name}: margin of the prediction {row.margin * scale:.3g} {unit}")
         far = axes.x((row.total + row.margin) * scale)
         parts.append(element("rect", tip, class_="margin", x=x, y=y + 0.5, width=far - x, height=BAR - 1.0))
-    if row.limit is not None and axes.x(row.limit * scale) <= axes.width:
+    if row.limit is not None and row.limit * scale <= axes.x_range[1]:
         x = axes.x(row.limit * scale)
         parts.append(element("line", class_="bound", x1=x, x2=x, y1=y - 4, y2=y + BAR + 4))
     facts = f"{row.total * scale:.3g} {unit}"
@@ -170,7 +171,7 @@ def _bar(row: Spending, axes: Axes, top: float, scale: float, unit: str, order: 
         facts += f" + {row.margin * scale:.2g} margin"
     if row.limit is not None:
         facts += f" of {row.limit * scale:.4g} ({(row.total + row.margin) / row.limit:.0%})"
-    room = int((axes.width - 12) / CHAR) - len(facts) - 2
+    room = int((axes.width - 32) / CHAR) - len(facts) - 2
     words = element("tspan", shorten(row.name, max(8, room)), class_="strong") + f"  {facts}"
     parts.append(element("text", words, x=axes.left, y=y - 6))
     return parts

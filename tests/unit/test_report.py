@@ -24,8 +24,9 @@ from ofa.run_dir import DataSource, Run
 from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
-from search.evidence import read_exports, read_searches
+from search.evidence import read_exports
 from search.pareto_plot import place_labels
+from search.past_searches import read_searches
 from search.plots import nice_ticks, span
 from search.report import write_report
 from search.result import Candidate, SearchResult
