@@ -14,6 +14,7 @@ from search.proposals import Proposals
 from search.rewards import hard_reward
 from search.strategies import Repair
 
+LENDERS = 20  # best architectures from which a repair takes choices
 CLIP = 5.0  # of advantages, in standard deviations: one lucky draw must not decide
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual
 
@@ -79,6 +80,10 @@ class Reinforce:
         rewards = self._reward(-objectives[:, 0], violation)
         self._rewards.update(zip(self.space.keys(canonical).tolist(), rewards.tolist(), strict=True))
         self._learn(canonical, rewards)
+        lenders = canonical[violation <= 0]
+        if self._proposals.lenders is not None:
+            lenders = self.space.distinct(np.concatenate([lenders, self._proposals.lenders]))
+        self._proposals.lenders = lenders[np.argsort(-self._known_rewards(lenders), kind="stable")[:LENDERS]]
 
     def policy(self) -> NDArray[np.float64]:
         """Return the probability of every option, (dimensions, most options); 0 where a dimension has fewer."""
@@ -95,13 +100,17 @@ class Reinforce:
         missed = np.where(np.isnan(violation) | (unknown & (violation <= 0)), np.inf, violation)
         return hard_reward(np.where(unknown, worst, score), missed, scale=scale)
 
+    def _known_rewards(self, population: Population) -> NDArray[np.float64]:
+        """Return the rewards of architectures, (n,); NaN for those that were not judged."""
+        return np.array([self._rewards.get(key, np.nan) for key in self.space.keys(population).tolist()], dtype=np.float64)
+
     def _draw(self, n: int) -> Population:
         above = self.rng.random((n, len(self.logits), 1)) >= np.cumsum(self.policy(), axis=1)
         options = np.minimum(above.sum(2), self.space.num_options - 1)  # the sum may end just below 1
         drawn = self.space.canonical(options.astype(np.int16))
         if self._first_draw:  # once for each batch; the next draws only fill it up
             self._first_draw = False
-            rewards = np.array([self._rewards.get(key, np.nan) for key in self.space.keys(drawn).tolist()])
+            rewards = self._known_rewards(drawn)
             known = ~np.isnan(rewards)
             self._learn(drawn[known], rewards[known])
         return drawn

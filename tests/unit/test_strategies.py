@@ -13,7 +13,7 @@ from search.choice_space import ChoiceSpace
 from search.moves import change, change_one, change_some, cross, free_choices
 from search.pareto import hypervolume
 from search.proposals import Proposals
-from search.strategies import get_strategy
+from search.strategies import get_strategy, list_strategies
 from search.strategies.aging_evolution import AgingEvolution
 from search.strategies.coarse_to_fine import CoarseToFine, coarse_grid, sort_of
 from search.strategies.nsga2 import NSGA2
@@ -183,6 +183,26 @@ def test_a_setting_out_of_range_is_named(strategy, wrong):
     name, value = next(iter(wrong.items()))
     with pytest.raises(OfaError, match=f"{name} {value}.*expected"):
         strategy(SMALL, np.random.default_rng(0), **wrong)
+
+
+@pytest.mark.parametrize("name", list_strategies())
+@pytest.mark.parametrize("space", [SPACE, NESTED], ids=lambda space: space.name)
+def test_every_strategy_keeps_to_the_protocol(name, space):
+    """Whatever lies in strategies/: canonical, in range, distinct, the same for a seed, and something to judge at first."""
+    runs = []
+    for _ in range(2):
+        strategy, rows = make(name, space, 1, batch=12, start=space.sample(np.random.default_rng(9), 3)), []
+        for _ in range(5):
+            asked = strategy.ask()
+            np.testing.assert_array_equal(asked, space.canonical(asked))
+            assert asked.dtype == np.int16
+            assert ((asked >= 0) & (asked < space.num_options)).all()
+            assert len(space.distinct(asked)) == len(asked)
+            strategy.tell(asked, landscape(space, 0)(asked)[:, None], (asked[:, 0] == 0).astype(float))
+            rows.append(asked)
+        runs.append(np.concatenate(rows))
+        assert len(rows[0]) >= 3
+    np.testing.assert_array_equal(*runs)
 
 
 # -- how well they search -------------------------------------------------------------------------------------------
