@@ -25,7 +25,7 @@ class AgingEvolution:
         population_size: architectures alive; None = 100, or twice the batch where that is more, since a batch as large as the
             population would replace it as a whole.
         sample_size: architectures that compete to become a parent, drawn with replacement.
-    Source: Real et al. 2019 (arXiv 1802.01548), algorithm 1; P = 100 and S = 25 as in its section 4.
+    Source: Real et al. 2019 (arXiv 1802.01548), algorithm 1; P = 100 and S = 25 as in its experiments.
     """
 
     multi_objective: ClassVar[bool] = False

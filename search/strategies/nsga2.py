@@ -22,7 +22,8 @@ class NSGA2:
     evaluation is spent twice; a child that equals a parent says nothing about the front.
 
     Args:
-        population_size: parents that survive; children are as many as the batch.
+        population_size: parents that survive; children are as many as the batch. None = twice the batch, between 20 and 100:
+            a search of a few hundred measured networks needs generations more than it needs parents.
         crossover: share of children with two parents; the others are mutated only.
     Source: Deb et al. 2002 (IEEE TEVC 6(2)), with the constrained domination of its section VI; mutation rate one choice with an
         effect on average, as there.
@@ -38,9 +39,10 @@ class NSGA2:
         batch: int = 200,
         start: Population | None = None,
         repair: Repair | None = None,
-        population_size: int = 100,
+        population_size: int | None = None,
         crossover: float = 0.9,
     ) -> None:
+        population_size = min(max(2 * batch, 20), 100) if population_size is None else population_size
         if population_size < 2 or not 0 <= crossover <= 1:
             raise OfaError(
                 f"population_size {population_size}, crossover {crossover}: expected at least 2, and a share between 0 and 1"
