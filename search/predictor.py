@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-from sklearn.linear_model import LinearRegression, RidgeCV
-from sklearn.model_selection import KFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from latency.cost import CountCost
+from latency.cost import CostModel
+from ofa.errors import OfaError
 from ofa.space import Population, SearchSpace
+from search.features import Features, Inputs
+from search.normal_scores import NormalScores
+from search.regressors import Regressor, get_regressor
 
-FOLDS = 5
+# The first is kept unless another ranks better by more than chance. MACs alone come last: they teach a search nothing new.
+# The rest (gradient_boosting, mlp, torch_mlp) takes longer and is asked for by name.
+DEFAULT_KINDS = ("ridge", "gaussian_process", "ridge_pairs", "random_forest", "macs")
+MIN_NETWORKS = 10
+FEW = 60  # networks, up to which ten folds are used instead of five
+CHUNK = 4096  # architectures encoded at a time
 
-
-class Features:
-    """Encodes architectures: one-hot choices, and the logarithms of parameters and MACs, (n, features)."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
-        self.params, self.macs = CountCost("params", space), CountCost("macs", space)
-
-    def __call__(self, population: Population) -> NDArray[np.float64]:
-        costs = [np.log(model.predict(population)) for model in (self.params, self.macs)]
-        return np.column_stack([self.space.one_hot(population), *costs])
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,68 +33,172 @@ class AccuracyPredictor:
     """A regression from architectures to top-1.
 
     `kendall_tau` compares cross-validated predictions with measured accuracy: every subnet is predicted by a model that was
-    fitted without it. `macs_tau` is what ranking by multiply-adds alone would have given.
+    fitted without it. `macs_tau` is what ranking by multiply-adds alone would have given, NaN where they are unknown.
     """
 
     features: Features
     kind: str
-    model: Pipeline
-    kendall_tau: float
+    regressor: Regressor
+    scale: NormalScores
+    widening: tuple[float, float]  # factor on the regression's own spread, and deviation added to it; of scores
+    taus: Mapping[str, float]  # of every kind that was tried
     macs_tau: float
-    held_out: tuple[tuple[float, float], ...]  # (predicted, measured) top-1, cross-validated
+    held_out: tuple[tuple[float, float], ...] = field(repr=False)  # (predicted, measured) top-1, cross-validated
 
-    def predict(self, population: Population) -> NDArray[np.float64]:
+    @property
+    def kendall_tau(self) -> float:
+        """Rank correlation on subnets that the model was not fitted to."""
+        return self.taus[self.kind]
+
+    def predict(self, population: Population) -> Values:
         """Predict top-1 of every architecture, (n,)."""
-        predicted: NDArray[np.float64] = self.model.predict(self.features(population))
-        return predicted
+        found = [self.scale.to_top1(self.regressor.predict(inputs)) for inputs in self._chunks(population)]
+        return np.concatenate(found) if found else np.empty(0)
+
+    def uncertainty(self, population: Population) -> Values:
+        """Return the standard deviation of measured minus predicted top-1, (n,).
+
+        It holds the measurement's own noise, and is scaled to the errors that cross-validation has seen.
+        """
+        factor, added = self.widening
+        found = []
+        for inputs in self._chunks(population):
+            scores = self.regressor.predict(inputs)
+            deviation = np.hypot(factor * self.regressor.spread(inputs), added)
+            found.append((self.scale.to_top1(scores + deviation) - self.scale.to_top1(scores - deviation)) / 2)
+        return np.concatenate(found) if found else np.empty(0)
+
+    def save(self, path: Path | str) -> None:
+        """Write <path> (JSON: what was fitted, and how well) and the arrays beside it (.safetensors)."""
+        from search.predictor_file import save_predictor
+
+        save_predictor(self, Path(path))
+
+    @staticmethod
+    def load(path: Path | str, space: SearchSpace, *, costs: Mapping[str, CostModel] | None = None) -> AccuracyPredictor:
+        """Read a predictor that `save` wrote.
+
+        Args:
+            costs: as in fit_predictor, if it was given any.
+        Raises:
+            ArtefactError: if a file is missing, damaged or of another space.
+        """
+        from search.predictor_file import load_predictor
+
+        return load_predictor(Path(path), Features(space, costs))
+
+    def _chunks(self, population: Population) -> list[Inputs]:
+        return [self.features(population[start : start + CHUNK]) for start in range(0, len(population), CHUNK)]
 
 
-def fit_predictor(space: SearchSpace, population: Population, measured: NDArray[np.float64]) -> AccuracyPredictor:
-    """Fit every kind of model and keep the one that ranks held-out subnets best; MACs alone are one of them.
+def fit_predictor(
+    space: SearchSpace,
+    population: Population,
+    measured: Values,
+    *,
+    kinds: Sequence[str] | None = None,
+    seed: int = 0,
+    costs: Mapping[str, CostModel] | None = None,
+) -> AccuracyPredictor:
+    """Fit several kinds of model and keep the simplest of those that rank held-out subnets as well as any.
+
+    With the default kinds, 300 subnets take about 2 s on one thread; below 100, a fraction of that.
 
     Args:
         population: (n, dimensions), n >= 10.
         measured: (n,) top-1.
+        kinds: names of search.regressors, the most welcome first; None = DEFAULT_KINDS, without those that do not suit the space.
+        costs: costs that help to predict accuracy, by name; None = parameters and MACs where the space has blocks.
     Raises:
-        ValueError: for fewer than ten subnets.
+        ValueError: for fewer than ten subnets, or numbers that are not finite.
+        OfaError: for an unknown kind, or one that does not suit the space.
     """
-    if len(population) < 2 * FOLDS:
-        raise ValueError(f"{len(population)} measured subnets, expected at least {2 * FOLDS} to fit a predictor")
-    features = Features(space)
+    if len(population) < MIN_NETWORKS:
+        raise ValueError(f"{len(population)} measured subnets, expected at least {MIN_NETWORKS} to fit a predictor")
+    measured = np.asarray(measured, dtype=np.float64)
+    if not np.isfinite(measured).all():
+        raise ValueError(f"measured top-1 is {measured[~np.isfinite(measured)][0]} in one place, expected finite numbers")
+    features = Features(space, costs)
     inputs = features(population)
-    macs = features.macs.predict(population)
-    found = {kind: _cross_validate(kind, inputs, measured) for kind in ("ridge", "gaussian_process", "macs")}
-    taus = {kind: _tau(predicted, measured) for kind, predicted in found.items()}
-    best = max(taus, key=lambda kind: taus[kind])
-    held_out = tuple(zip(found[best].tolist(), measured.tolist(), strict=True))
-    return AccuracyPredictor(features, best, _fit(best, inputs, measured), taus[best], _tau(macs, measured), held_out)
+    found = {kind: _cross_validate(kind, features, inputs, measured, seed) for kind in _suitable(features, kinds)}
+    taus = {kind: kendall_tau(held_out.top1, measured) for kind, held_out in found.items()}
+    kind = _simplest_of_the_best({kind: held_out.top1 for kind, held_out in found.items()}, taus, measured)
+    scale = NormalScores.of(measured)
+    column = features.layout.column("macs")
+    return AccuracyPredictor(
+        features=features,
+        kind=kind,
+        regressor=get_regressor(kind).fit(inputs, scale.to_scores(measured), features.layout, seed),
+        scale=scale,
+        widening=found[kind].widening(),
+        taus=taus,
+        macs_tau=np.nan if column is None else kendall_tau(inputs[:, column], measured),
+        held_out=tuple(zip(found[kind].top1.tolist(), measured.tolist(), strict=True)),
+    )
 
 
-def _fit(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) -> Pipeline:
-    if kind == "macs":
-        return make_pipeline(FunctionTransformer(_log_macs), LinearRegression()).fit(inputs, measured)
-    if kind == "ridge":
-        regressor = RidgeCV(alphas=np.logspace(-1, 4, 16))
-    else:
-        # inputs are standardised, so distances grow with the square root of their number
-        kernel = ConstantKernel(1.0) * RBF(inputs.shape[1] ** 0.5, (1, 1e3)) + WhiteKernel(0.1, (1e-4, 1e1))
-        regressor = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-    with warnings.catch_warnings():  # a kernel parameter at its bound is a legitimate optimum here
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return make_pipeline(StandardScaler(), regressor).fit(inputs, measured)
-
-
-def _log_macs(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    return inputs[:, -1:]  # see `Features`
-
-
-def _cross_validate(kind: str, inputs: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64]:
-    predicted = np.empty(len(measured))
-    for train, test in KFold(FOLDS, shuffle=True, random_state=0).split(inputs):
-        predicted[test] = _fit(kind, inputs[train], measured[train]).predict(inputs[test])
-    return predicted
-
-
-def _tau(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
+def kendall_tau(predicted: NDArray[np.floating], measured: Values) -> float:
+    """Return the rank correlation; 0 where all are equal and there is no ranking."""
     tau = float(kendalltau(predicted, measured).statistic)
-    return tau if np.isfinite(tau) else 0.0  # all equal: no ranking
+    return tau if np.isfinite(tau) else 0.0
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """What models say of networks that they were not fitted to, (n,) each."""
+
+    top1: Values
+    errors: Values  # measured minus predicted, in scores
+    spread: Values  # of the prediction, in scores
+
+    def widening(self) -> tuple[float, float]:
+        """Return what makes the spread as large as the errors: a factor and an added deviation."""
+        seen, claimed = float(np.mean(self.errors**2)), float(np.mean(self.spread**2))
+        if seen < claimed:
+            return math.sqrt(seen / claimed), 0.0
+        return 1.0, math.sqrt(seen - claimed)
+
+
+def _suitable(features: Features, kinds: Sequence[str] | None) -> list[str]:
+    if kinds is None:
+        return [kind for kind in DEFAULT_KINDS if not get_regressor(kind).supports(features.layout)]
+    if not kinds:
+        raise OfaError("no kind of predictor given, expected at least one")
+    for kind in kinds:
+        reason = get_regressor(kind).supports(features.layout)
+        if reason:
+            raise OfaError(f"predictor {kind!r} does not suit space {features.space.name}: {reason}")
+    return list(dict.fromkeys(kinds))
+
+
+def _cross_validate(kind: str, features: Features, inputs: Inputs, measured: Values, seed: int) -> _HeldOut:
+    n = len(measured)
+    fold = np.random.default_rng(0).permutation(n) % (10 if n <= FEW else 5)
+    found = _HeldOut(np.empty(n), np.empty(n), np.empty(n))
+    for f in range(fold.max() + 1):
+        train, test = fold != f, fold == f
+        scale = NormalScores.of(measured[train])
+        model = get_regressor(kind).fit(inputs[train], scale.to_scores(measured[train]), features.layout, seed)
+        scores = model.predict(inputs[test])
+        found.top1[test] = scale.to_top1(scores)
+        found.errors[test] = scale.to_scores(measured[test]) - scores
+        found.spread[test] = model.spread(inputs[test])
+    return found
+
+
+def _simplest_of_the_best(predicted: Mapping[str, Values], taus: Mapping[str, float], measured: Values) -> str:
+    """Return the first kind that is worse than the best by no more than the standard error of their difference."""
+    best = max(taus, key=taus.__getitem__)
+    order = np.sign(measured[:, None] - measured)
+
+    def agreement(kind: str) -> Values:
+        """Share of the other networks to which each one is ranked right minus those to which it is ranked wrong, (n,)."""
+        agreed: Values = (np.sign(predicted[kind][:, None] - predicted[kind]) * order).sum(1) / (len(measured) - 1)
+        return agreed
+
+    reference = agreement(best)
+    for kind in predicted:
+        error = 2 * float((reference - agreement(kind)).std()) / len(measured) ** 0.5  # every pair counts in two rows
+        if taus[best] - taus[kind] <= error:
+            return kind
+    return best

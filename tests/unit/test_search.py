@@ -1,4 +1,4 @@
-"""Evolution, limits, constraints and the predictor."""
+"""Evolution, limits, and constraints."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from deploy.limits import LimitError, format_value, parse_limit
 from latency.cost import CountCost
 from ofa.spaces import get_space
 from search.constraints import Constraints, InfeasibleError
-from search.predictor import fit_predictor
 from search.strategies.evolution import Evolution, EvolutionConfig
 
 SPACE = get_space("mbv3_tiny_image")
@@ -151,30 +150,3 @@ def test_limits_that_exclude_each_other_say_so_together():
         InfeasibleError, match=r"nothing in mbv3_tiny_image meets all of .*; nearest feasible: macs <= .*params <= "
     ):
         contradictory.require_feasible()
-
-
-# -- predictor ------------------------------------------------------------------------------------------------------
-
-
-def test_predictor_learns_what_macs_cannot_tell_and_reports_held_out_tau():
-    rng = np.random.default_rng(0)
-    population = SPACE.sample(rng, 80)
-    truth = 0.9 - 0.05 * (population[:, SPACE.column["resolution"]] == 0) + 0.002 * population[:, SPACE.column["stage3.depth"]]
-    measured = truth + rng.normal(0, 1e-3, len(truth))
-    predictor = fit_predictor(SPACE, population, measured)
-    assert predictor.kendall_tau > predictor.macs_tau
-    fresh = SPACE.sample(rng, 200)
-    low = fresh[:, SPACE.column["resolution"]] == 0
-    predicted = predictor.predict(fresh)
-    assert predicted[low].max() < predicted[~low].min()
-
-
-def test_predictor_of_noise_admits_that_it_ranks_nothing():
-    rng = np.random.default_rng(0)
-    predictor = fit_predictor(SPACE, SPACE.sample(rng, 60), rng.random(60))
-    assert abs(predictor.kendall_tau) < 0.35
-
-
-def test_predictor_needs_ten_subnets():
-    with pytest.raises(ValueError, match="at least 10"):
-        fit_predictor(SPACE, SPACE.sample(np.random.default_rng(0), 9), np.zeros(9))
