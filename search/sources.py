@@ -1,0 +1,112 @@
+"""Where a search has its accuracy from, as one word on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ofa.errors import OfaError
+from ofa.run_dir import Run, max_resolution
+from ofa.space import SearchSpace
+from search.accuracy import AccuracyModel, SupernetAccuracy
+from search.callable_accuracy import CallableAccuracy
+from search.engine import Engine
+from search.journal import Journal
+
+FORMS = (
+    "supernet, FILE.csv (a table of networks), FILE.npz (MIT's trained predictor), MODULE:FUNCTION (architecture -> top-1), "
+    "proxy:naswot or proxy:synflow"
+)
+JOURNAL = Path("search") / "trials.jsonl"  # of a run, shared by all of its searches
+
+
+def open_accuracy(
+    text: str,
+    run_or_space: Run | SearchSpace,
+    *,
+    engine: Engine | str | None = None,
+    timeout_s: float | None = None,
+    journal: Path | Journal | None = None,
+) -> AccuracyModel:
+    """Return what tells accuracy.
+
+    Args:
+        text: one of FORMS. A function may have an attribute `version`, to be changed when its results do, and `scale` = "any"
+            where it gives scores that only rank (search.callable_accuracy). Its module may lie in the current directory.
+        run_or_space: a run, or a space alone, which has no supernet.
+        engine: where supernets are measured and functions run (search.engine).
+        timeout_s: for one architecture, of a function only.
+        journal: where measured accuracy is kept; None = the run's own, or nowhere for a space.
+    Raises:
+        OfaError: for a text that names nothing, listing the forms, and for files and modules that cannot be read.
+    """
+    run = run_or_space if isinstance(run_or_space, Run) else None
+    space = run.space if run is not None else run_or_space
+    assert isinstance(space, SearchSpace)
+    if journal is None and run is not None:
+        journal = run.path / JOURNAL
+    text = text.strip()
+    if text.startswith("proxy:"):
+        return _proxy(text, run, space)
+    if text == "supernet":
+        if run is None:
+            raise OfaError(f"accuracy 'supernet': space {space.name} alone has no weights; name a run, or expected {FORMS}")
+        return SupernetAccuracy(run, journal if journal is not None else run.path / JOURNAL, engine=engine)
+    if text.endswith(".csv"):
+        from search.tabular import read_accuracy_csv
+
+        return read_accuracy_csv(Path(text), space).accuracy
+    if text.endswith(".npz"):
+        from search.formats.mit_predictor import load_mit_predictor
+
+        return load_mit_predictor(Path(text), space)
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", text):
+        function = _load_function(text)
+        version, scale = str(getattr(function, "version", "")), str(getattr(function, "scale", "top1"))
+        return CallableAccuracy(
+            function, space, journal, name=text, version=version, scale=scale, timeout_s=timeout_s, engine=engine
+        )
+    raise OfaError(f"accuracy {text!r}: expected {FORMS}")
+
+
+def _proxy(text: str, run: Run | None, space: SearchSpace) -> AccuracyModel:
+    from search.proxies import PROXIES, ProxyAccuracy
+
+    name = text.partition(":")[2]
+    if name not in PROXIES:
+        raise OfaError(f"accuracy {text!r}: unknown proxy {name!r}, expected {FORMS}")
+    if run is None or not run.has_images or name == "synflow":
+        return ProxyAccuracy(name, space)
+    from ofa.training.data import calibration_batches
+    from search.proxies import IMAGES
+
+    train, _ = run.load_train_and_validation()
+    (images,) = calibration_batches(train, run.preprocess, max_resolution(space), num_images=IMAGES)
+    return ProxyAccuracy(name, space, images)
+
+
+def _load_function(text: str) -> Callable[..., Any]:
+    """Import a function; the first line of what goes wrong in its module is the user's to see."""
+    module, _, name = text.partition(":")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # behind everything else: a file beside the user replaces no library
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise OfaError(
+                f"accuracy {text!r}: no module {error.name!r} in {here} or among the installed ones, expected {FORMS}"
+            ) from None
+        raise OfaError(f"accuracy {text!r}: {module} needs the module {error.name!r}, which is not installed") from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise OfaError(f"accuracy {text!r}: {module} cannot be imported ({': '.join([type(error).__name__, *reason])})") from None
+    if not callable(found):
+        raise OfaError(f"accuracy {text!r}: {module} has no function {name!r}")
+    return found
