@@ -1,12 +1,14 @@
 """Limits on a network, as users write them: "latency@pi4 <= 12ms", "params <= 1.5M", "size@int8 <= 1MiB", "top1 >= 0.97".
 
-After @ stands the device of a latency or an energy, or the precision of a memory or a size.
+After @ stands the device of a latency or an energy, or the precision of a memory or a size. "accuracy" is another word for top1.
+A search also takes a share of what the largest network costs: "macs <= 60%".
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ofa.errors import OfaError
@@ -27,6 +29,7 @@ UNITS: dict[str, dict[str, float]] = {
 ON_DEVICE = ("latency", "energy")  # what only a device has
 PRECISIONS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a number; what memory and size depend on
 EXAMPLES = "latency@ort_cpu_1t <= 3ms, params <= 1.5M, macs <= 300M, memory <= 4MiB, size@int8 <= 2MB, top1 >= 0.97"
+SYNONYMS = {"accuracy": "top1"}
 _GRAMMAR = re.compile(r"\s*([a-z0-9_]+)(?:@(\w[\w.-]*))?\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
 
@@ -58,8 +61,11 @@ class Limit:
         return f"{self.key} {relation} {format_value(self.quantity, self.bound, digits=10)}"
 
 
-def parse_limit(text: str) -> Limit:
+def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None) -> Limit:
     """Read a limit.
+
+    Args:
+        largest: tells what the largest network of a space costs, by a limit on that cost; without it, percentages are refused.
 
     Raises:
         LimitError: saying which part is wrong and what is legal.
@@ -68,6 +74,7 @@ def parse_limit(text: str) -> Limit:
     if not match:
         raise LimitError(f"limit {text!r}: expected QUANTITY[@DEVICE or @PRECISION] <= NUMBER UNIT, e.g. {EXAMPLES}")
     quantity, where, relation, number, unit = match.groups()
+    quantity = SYNONYMS.get(quantity, quantity)
     if quantity not in UNITS:
         raise LimitError(f"limit {text!r}: unknown quantity {quantity!r}; known: {', '.join(UNITS)}")
     wanted = ">=" if quantity == "top1" else "<="
@@ -84,13 +91,18 @@ def parse_limit(text: str) -> Limit:
             problem = f"needs a device, e.g. {quantity}@ort_cpu_1t" if device is None else f"takes no device, write {quantity}"
             raise LimitError(f"limit {text!r}: {quantity} {problem}")
     units = UNITS[quantity]
-    if unit not in units:
+    share = unit == "%" and quantity != "top1"
+    if share and largest is None:
+        raise LimitError(f"limit {text!r}: a share of the largest network has a meaning in a search alone; write a number with a unit")
+    if unit not in units and not share:
         given = f"unknown unit {unit!r}" if unit else "no unit"
         raise LimitError(f"limit {text!r}: {given}; write the number with one of: {', '.join(u for u in units if u)}")
     try:
-        bound = float(number) * units[unit]
+        bound = float(number) * (0.01 if share else units[unit])
     except ValueError:
         raise LimitError(f"limit {text!r}: {number!r} is not a number") from None
+    if share and largest is not None:
+        bound *= largest(Limit(quantity, device, 1.0, precision))
     if not 0 < bound < math.inf or (quantity == "top1" and bound > 1):
         raise LimitError(f"limit {text!r}: expected {'a share between 0 and 1' if quantity == 'top1' else 'a bound above zero'}")
     return Limit(quantity, device, bound, precision)

@@ -19,9 +19,11 @@ from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.space import Population, SearchSpace
-from search.strategies.evolution import Evolution, EvolutionConfig
+from search.optimise import Found, optimise
+from search.strategies.evolution import Evolution
 
 SAMPLES = 20_000
+UNKNOWN = 1e300  # ranks behind every price
 
 
 class InfeasibleError(OfaError):
@@ -54,48 +56,74 @@ class Constraints:
 
     space: SearchSpace
     limits: tuple[Limit, ...]
-    costs: Mapping[str, CostModel]  # by Limit.key
+    costs: Mapping[str, CostModel]  # by Limit.key; none for a limit on top1
 
     @classmethod
     def for_run(cls, run: Run, texts: Sequence[str]) -> Constraints:
-        """Read limits and the tables they need.
+        """Read limits and the tables they need; "macs <= 60%" is a share of what the largest network costs.
 
         Raises:
-            OfaError: for a limit that cannot be read, a device without a table, or a limit on accuracy.
+            OfaError: for a limit that cannot be read, a device without a table, or two limits on one quantity.
         """
-        limits = tuple(parse_limit(text) for text in texts)
         costs: dict[str, CostModel] = {}
+
+        def largest(limit: Limit) -> float:
+            model = costs.setdefault(limit.key, cost_model(run, limit))
+            return float(upper(model, run.space.encode([run.space.largest]))[0])
+
+        limits = tuple(parse_limit(text, largest=largest) for text in texts)
         for limit in limits:
-            if limit.quantity == "top1":
-                raise OfaError(
-                    f"limit {str(limit)!r}: search maximises top1 itself; state limits on latency, macs, params, memory or size"
-                )
-            costs[limit.key] = _cost_model(run, limit)
-        return cls(run.space, limits, costs)
+            if limit.quantity != "top1" and limit.key not in costs:
+                costs[limit.key] = cost_model(run, limit)
+        return cls.of(run.space, limits, costs)
+
+    @classmethod
+    def of(cls, space: SearchSpace, limits: Sequence[Limit], costs: Mapping[str, CostModel]) -> Constraints:
+        """Make constraints of limits that were read.
+
+        Raises:
+            OfaError: for two limits on one quantity, since one of them would say nothing.
+        """
+        keys = [limit.key for limit in limits]
+        twice = next((limit for limit in limits if keys.count(limit.key) > 1), None)
+        if twice is not None:
+            given = "; ".join(str(limit) for limit in limits if limit.key == twice.key)
+            raise OfaError(f"limits {given}: {twice.key} is limited {keys.count(twice.key)} times, expected once")
+        return cls(space, tuple(limits), costs)
+
+    @property
+    def cost_limits(self) -> tuple[Limit, ...]:
+        return tuple(limit for limit in self.limits if limit.quantity != "top1")
+
+    @property
+    def least_top1(self) -> float:
+        """Accuracy that is asked for; 0 = none."""
+        return next((limit.bound for limit in self.limits if limit.quantity == "top1"), 0.0)
 
     def violation(self, population: Population) -> NDArray[np.float64]:
-        """Return the sum over limits of the relative excess, (n,); 0 = all are met."""
+        """Return the sum over cost limits of the relative excess, (n,); 0 = all are met, infinite where a cost is unknown."""
         total = np.zeros(len(population))
-        for limit in self.limits:
+        for limit in self.cost_limits:
             total += np.maximum(0, self.values(limit, population) / limit.bound - 1)
         return total
 
+    def shortfall(self, top1: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return by how much accuracies miss the limit on top1, as a share of it, (n,); 0 = met."""
+        if not self.least_top1:
+            return np.zeros(len(top1))
+        return np.maximum(0, 1 - np.nan_to_num(top1, nan=0.0) / self.least_top1)
+
     def values(self, limit: Limit, population: Population) -> NDArray[np.float64]:
-        """Return the values that a limit is held against, (n,)."""
-        model = self.costs[limit.key]
-        return (
-            model.upper(population)
-            if isinstance(model, LatencyTable | LatencyPredictor | EnergyCost)
-            else model.predict(population)
-        )
+        """Return the values that a limit is held against, (n,); infinite where they are unknown."""
+        return upper(self.costs[limit.key], population)
 
     @cached_property
     def ranges(self) -> tuple[Range, ...]:
-        """How each limit lies in the space."""
+        """How each cost limit lies in the space."""
         drawn = self.space.sample(np.random.default_rng(0), SAMPLES)
         ends = self.space.encode([self.space.smallest, self.space.largest])
         found = []
-        for limit in self.limits:
+        for limit in self.cost_limits:
             values = self.values(limit, drawn)
             extremes = self.values(limit, np.concatenate([ends, self._cheapest(limit)[None]]))
             share = float(np.mean([limit.allows(v) for v in values]))
@@ -103,17 +131,18 @@ class Constraints:
             known = everything[np.isfinite(everything)]
             if not len(known):
                 self.costs[limit.key].predict(drawn[:1])  # says which block is not priced
+                raise OfaError(f"{limit}: nothing in {self.space.name} is priced by its table")
             median = float(np.median(values[np.isfinite(values)])) if np.isfinite(values).any() else float(known.min())
             found.append(Range(limit, float(known.min()), median, float(known.max()), share))
         return tuple(found)
 
     def joint_share(self) -> float:
-        """Share of uniform draws that meet all limits."""
+        """Share of uniform draws that meet all cost limits."""
         drawn = self.space.sample(np.random.default_rng(0), SAMPLES)
         return float((self.violation(drawn) == 0).mean())
 
     def require_feasible(self) -> Population:
-        """Return some architectures that meet all limits.
+        """Return some architectures that meet all cost limits.
 
         Raises:
             InfeasibleError: naming the nearest feasible value of a limit that nothing meets, or, where each can be met but not
@@ -126,32 +155,46 @@ class Constraints:
                 raise InfeasibleError(
                     f"nothing in {self.space.name} meets {found.limit}; nearest feasible value: {found.limit.key} <= {nearest}"
                 )
-        strategy = self._evolve(lambda population: self.violation(population))
-        if strategy.violation[0] > 0:
-            nearest_arch = strategy.population[:1]
+        nearest_ones = self._evolve(lambda population: self.violation(population))
+        if nearest_ones.objectives[0, 0] > 0:
+            nearest_arch = nearest_ones.population[:1]
             needs = ", ".join(
                 f"{limit.key} <= {format_value(limit.quantity, float(self.values(limit, nearest_arch)[0]) * 1.005)}"
-                for limit in self.limits
+                for limit in self.cost_limits
             )
             raise InfeasibleError(
-                f"nothing in {self.space.name} meets all of {'; '.join(map(str, self.limits))}; nearest feasible: {needs}"
+                f"nothing in {self.space.name} meets all of {'; '.join(map(str, self.cost_limits))}; nearest feasible: {needs}"
             )
-        return strategy.population[strategy.violation == 0]
+        return nearest_ones.population[nearest_ones.objectives[:, 0] == 0]
 
     def _cheapest(self, limit: Limit) -> NDArray[np.int16]:
         best: NDArray[np.int16] = self._evolve(lambda population: self.values(limit, population)).population[0]
         return best
 
-    def _evolve(self, minimised: Callable[[Population], NDArray[np.float64]]) -> Evolution:
+    def _evolve(self, minimised: Callable[[Population], NDArray[np.float64]]) -> Found:
+        """Return the architectures with the smallest values, the smallest first."""
+
+        def judge(population: Population) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            values = minimised(population)
+            return np.nan_to_num(values, posinf=UNKNOWN)[:, None], np.zeros(len(population))
+
         start = self.space.encode([self.space.smallest, self.space.largest])
-        strategy = Evolution(self.space, np.random.default_rng(0), EvolutionConfig(generations=40), start)
-        for _ in range(strategy.config.generations):
-            asked = strategy.ask()
-            strategy.tell(asked, np.zeros(len(asked)), minimised(asked))
-        return strategy
+        strategy = Evolution(self.space, np.random.default_rng(0), batch=200, start=start, islands=1)
+        return optimise(self.space, judge, strategy, evaluations=8_000, most=200)
 
 
-def _cost_model(run: Run, limit: Limit) -> CostModel:
+def upper(model: CostModel, population: Population) -> NDArray[np.float64]:
+    """Return what a limit is held against: the upper bound of a measured cost, (n,); infinite where it is unknown."""
+    bounded = isinstance(model, LatencyTable | LatencyPredictor | EnergyCost)
+    return np.nan_to_num(model.upper(population) if bounded else model.predict(population), nan=np.inf, posinf=np.inf)
+
+
+def cost_model(run: Run, limit: Limit) -> CostModel:
+    """Return what prices a limit's quantity in a run.
+
+    Raises:
+        OfaError: for a device that the run has no usable table of.
+    """
     if limit.quantity in ("macs", "params"):
         return CountCost(limit.quantity, run.space)
     if limit.quantity == "memory":

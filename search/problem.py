@@ -1,0 +1,139 @@
+"""A search problem: where to look, what must hold, what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency.cost import CostModel
+from latency.energy_cost import EnergyCost
+from latency.table import LatencyTable
+from ofa.space import Population, SearchSpace
+from ofa.subspace import SubSpace
+from search.constraints import Constraints
+from search.objectives import Objective
+from search.optimise import Judge
+from search.repair import repairer
+from search.rewards import REWARDS, mnasnet_reward
+from search.strategies import Strategy, get_strategy
+
+Accuracy = Callable[[Population], NDArray[np.float64]]  # (n, dimensions) -> (n,), NaN where unknown
+SAMPLES = 20_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One target of a search. Populations are of `space`; strategies work on `field`, its usable part."""
+
+    name: str  # of the target; "" = the only one
+    constraints: Constraints
+    objectives: tuple[Objective, ...]
+    costs: Mapping[str, CostModel]  # by Objective.key, of objectives to be small
+    field: SubSpace
+    feasible: Population  # some architectures that meet the limits on costs, (m, dimensions) of `field`, m >= 1
+    reward: str | None = None  # a key of search.rewards.REWARDS: limits are targets, and one number judges all
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        constraints: Constraints,
+        objectives: tuple[Objective, ...],
+        costs: Mapping[str, CostModel],
+        *,
+        accuracy: Accuracy | None = None,
+        reward: str | None = None,
+    ) -> Problem:
+        """Find out where to look.
+
+        Args:
+            accuracy: if it is a table or predictor that does not know the whole space, options that it knows nothing of are
+                left out, as are those that no cost model prices.
+        Raises:
+            InfeasibleError: if nothing meets the limits on costs.
+        """
+        space = constraints.space
+        start = space.encode([space.smallest, space.largest]) if reward else constraints.require_feasible()
+
+        def usable(population: Population) -> NDArray[np.bool_]:
+            known = np.isfinite(constraints.violation(population))
+            return known if accuracy is None else known & np.isfinite(accuracy(population))
+
+        field = usable_part(space, usable)
+        feasible = field.narrow(start)
+        if not len(feasible):  # what meets the limits has no accuracy, or lies where little else is usable
+            field = SubSpace(space, {})
+            feasible = start
+        return cls(name, constraints, objectives, costs, field, feasible, reward)
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.constraints.space
+
+    def values(self, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the objectives, all to be small, (n, m); of a reward there is one. NaN where something is unknown."""
+        if self.reward:
+            return -self._rewards(population, top1)[:, None]
+        columns = [-top1 if o.maximize else price(self.costs[o.key], population) for o in self.objectives]
+        return np.column_stack(columns)
+
+    def violation(self, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return by how much the limits are missed, with that on accuracy, (n,); 0 = met. A reward knows no violation."""
+        if self.reward:
+            return np.where(np.isnan(top1), np.inf, 0.0)
+        missed = self.constraints.violation(population) + self.constraints.shortfall(top1)
+        return np.where(np.isnan(top1), np.inf, missed)
+
+    def judge(self, accuracy: Accuracy) -> Judge:
+        """Return what judges populations of `field` for a strategy."""
+
+        def verdict(population: Population) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            rows = self.field.widen(population)
+            top1 = accuracy(rows)
+            return np.nan_to_num(self.values(rows, top1), nan=0.0), self.violation(rows, top1)
+
+        return verdict
+
+    def strategy(self, name: str, rng: np.random.Generator, *, batch: int, start: Population | None = None) -> Strategy:
+        """Start a strategy on `field`; `start` holds further architectures of it to begin with."""
+        begin = self.feasible[:batch] if start is None else np.concatenate([start, self.feasible])[:batch]
+
+        def cost_violation(population: Population) -> NDArray[np.float64]:
+            return self.constraints.violation(self.field.widen(population))
+
+        limited = bool(self.constraints.cost_limits) and not self.reward
+        repair = repairer(self.field, cost_violation, self.feasible, rng) if limited else None
+        return get_strategy(name)(self.field, rng, batch=batch, start=begin, repair=repair)
+
+    def _rewards(self, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:
+        assert self.reward is not None
+        limits = self.constraints.cost_limits
+        costs = np.column_stack([self.constraints.values(limit, population) for limit in limits])
+        alpha, beta = REWARDS[self.reward]
+        found = np.full(len(population), -np.inf)
+        known = np.isfinite(costs).all(1)
+        targets = np.array([limit.bound for limit in limits])
+        found[known] = mnasnet_reward(top1[known], costs[known], targets, alpha=alpha, beta=beta)
+        return found
+
+
+def price(model: CostModel, population: Population) -> NDArray[np.float64]:
+    """Price architectures, NaN where a table does not hold all of their blocks, (n,)."""
+    return model.price(population) if isinstance(model, LatencyTable | EnergyCost) else model.predict(population)
+
+
+def usable_part(space: SearchSpace, usable: Callable[[Population], NDArray[np.bool_]]) -> SubSpace:
+    """Return the space without the options that no usable architecture has, as far as random draws can tell."""
+    drawn = space.sample(np.random.default_rng(1), SAMPLES)
+    good = usable(drawn)
+    active = space.active(drawn)
+    options = {}
+    for column, dimension in enumerate(space.dimensions):
+        tried = np.bincount(drawn[active[:, column], column], minlength=len(dimension.options))
+        fine = np.bincount(drawn[good & active[:, column], column], minlength=len(dimension.options))
+        kept = [v for v, n, m in zip(dimension.options, tried, fine, strict=True) if m or n < SAMPLES / 1000]
+        options[dimension.name] = kept or list(dimension.options)
+    return SubSpace(space, options if good.any() else {})
