@@ -129,7 +129,7 @@ def read_menu(run: Run) -> list[MenuRow]:
         return [
             MenuRow(
                 name=str(row["name"]),
-                limits=tuple(parse_limit(text) for text in row["limits"]),
+                limits=tuple(parse_limit(text) for text in _texts(row["limits"])),
                 best=None if row["best"] is None else _candidate(run, row["best"]),
                 reason=str(row["reason"]),
             )
@@ -184,14 +184,14 @@ def _search(run: Run, path: Path) -> Search:
         return Search(
             name=_name(run, path),
             path=path,
-            objectives=tuple(str(text) for text in record["objectives"]),
-            limits=tuple(parse_limit(text) for text in record["limits"]),
+            objectives=_texts(record["objectives"]),
+            limits=tuple(parse_limit(text) for text in _texts(record["limits"])),
             strategy=str(record["strategy"]),
             accuracy=str(record["accuracy"]),
             evals=int(record["evals"]),
             new_evaluations=int(record["new_evaluations"]),
             ranges=tuple(_range(row) for row in record["ranges"]),
-            feasibility=tuple(str(line) for line in record["feasibility"]),
+            feasibility=_texts(record["feasibility"]),
             candidates=tuple(_candidate(run, row) for row in record["candidates"]),
             front=tuple(_candidate(run, row) for row in record["front"]),
             best=_candidate(run, record["best"]),
@@ -208,6 +208,12 @@ def _search(run: Run, path: Path) -> Search:
         )
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{value!r} is not a list of texts")
+    return tuple(value)
+
+
 def _range(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"limit": parse_limit(row["limit"])} | {name: number(row[name]) for name in ("minimum", "median", "maximum", "share")}
 
@@ -217,8 +223,10 @@ def _candidate(run: Run, row: Mapping[str, Any]) -> Candidate:
     if round_ < 0:
         raise ValueError(f"round is {round_}, expected 0 or above")
     arch = run.space.check(ArchConfig(run.space_name, tuple(row["values"])))
-    top1, costs, predicted = number(row["top1"]), numbers(row["costs"]), _number_or_none(row["predicted"])
-    return Candidate(arch, top1, costs, bool(row["feasible"]), round_, predicted)
+    top1 = number(row["top1"])
+    if not 0 <= top1 <= 1:
+        raise ValueError(f"top1 is {top1}, expected a share between 0 and 1")
+    return Candidate(arch, top1, numbers(row["costs"]), bool(row["feasible"]), round_, _number_or_none(row["predicted"]))
 
 
 def _predictor(record: Mapping[str, Any]) -> PredictorFacts:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from latency.cost import AdditiveCost
 from latency.energy_cost import EnergyCost
 from latency.table import LatencyTable
+from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace, Value
 
 OVERHEAD = "overhead"  # what a network costs besides its blocks
@@ -53,9 +54,11 @@ def spend(name: str, model: AdditiveCost | EnergyCost | LatencyTable, arch: Arch
         arch: the network.
         limit: what the cost, with its margin, is held against.
     Raises:
-        MissingBlockError: if a table does not hold one of the network's blocks.
+        OfaError: if a table does not hold one of the network's blocks, or its prediction is not above zero.
     """
     total = model(arch)
+    if total <= 0:  # a calibration that was fitted to other networks can say so
+        raise OfaError(f"{name} is predicted to cost {total:.3g}")
     values = _block_costs(model, arch)
     margin = 0.0
     if isinstance(model, LatencyTable | EnergyCost):

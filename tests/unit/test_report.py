@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
 from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +27,9 @@ from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.evidence import read_exports
+from search.menu import InfeasibleTarget, save_menu
 from search.pareto_plot import place_labels
-from search.past_searches import read_searches
+from search.past_searches import read_menu, read_searches
 from search.plots import nice_ticks, span
 from search.report import write_report
 from search.result import Candidate, SearchResult
@@ -36,7 +39,9 @@ DEVICE = "ort_cpu_1t"
 HOST = {"cpu": "A processor", "system": "Linux", "torch": "2.9", "onnx": "not installed"}
 
 
-def make_run(path: Path, *, source: str = "digits", classes: tuple[str, ...] = ("cat", "dog")) -> Run:
+def make_run(
+    path: Path, *, source: str = "digits", classes: tuple[str, ...] = ("cat", "dog"), space: str = "mbv3_tiny_image"
+) -> Run:
     data = DataSource(
         source=source,
         num_images=100,
@@ -49,7 +54,7 @@ def make_run(path: Path, *, source: str = "digits", classes: tuple[str, ...] = (
         std=(0.25, 0.25, 0.25),
         flip=False,
     )
-    return Run.create(path, get_space("mbv3_tiny_image", num_classes=len(classes)), data, None)
+    return Run.create(path, get_space(space, num_classes=len(classes)), data, None)
 
 
 def add_training(run: Run) -> None:
@@ -104,6 +109,45 @@ def add_search(
         weights_sha256=None,
         devices={},
     )
+    result.save(run)
+    return result
+
+
+def add_rounds(run: Run, tag: str, limit: str = "macs <= 900K", *, seed: int = 0, **fields: object) -> SearchResult:
+    """A search of 8 networks for the design and two rounds of 3, each predicted 2 points too high."""
+    archs = run.space.decode(run.space.sample(np.random.default_rng(seed), 40))
+    archs = list(dict.fromkeys(archs))[:14]
+    macs = CountCost("macs", run.space).predict(run.space.encode(archs)) if run.space.slots else np.arange(14) + 5.0
+    rounds = [0] * 8 + [1] * 3 + [2] * 3
+    candidates = tuple(
+        Candidate(arch, 0.4 + 0.02 * i, {"macs": float(m)}, True, r, 0.42 + 0.02 * i if r else None)
+        for i, (arch, m, r) in enumerate(zip(archs, macs, rounds, strict=True))
+    )
+    result = SearchResult(
+        path=run.path / "search" / tag,
+        best=candidates[-1],
+        candidates=candidates,
+        front=candidates[-3:],
+        limits=(str(parse_limit(limit)),),
+        feasibility=("in words alone",),
+        predictor={
+            "kind": "gaussian_process",
+            "kendall_tau": 0.81,
+            "macs_tau": None,
+            "held_out": [{"predicted": c.top1, "measured": c.top1 + 0.01} for c in candidates],
+        },
+        new_evaluations=14,
+        weights_sha256=None,
+        devices={},
+        strategy="nsga2",
+        accuracy="table acc.csv",
+        evals=20,
+        ranges=({"limit": limit, "minimum": 2e5, "median": 7e5, "maximum": 3e6, "share": 0.25},),
+        history=tuple(
+            {"evaluations": n, "best_top1": 0.38 + 0.02 * n, "front_size": 3, "hypervolume": 0.1 * n} for n in (8, 11, 14)
+        ),
+    )
+    result = replace(result, **fields)  # type: ignore[arg-type]
     result.save(run)
     return result
 
@@ -165,6 +209,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
+        self.shown = ""  # before any <details> is opened, without drawings
         self.codes: list[str] = []
         self.feed(html)
 
@@ -184,6 +229,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in ("style", "script"):
             self.text += data
+            if not {"details", "svg"} & set(self.open):
+                self.shown += data
         if self.open and self.open[-1] == "code":
             self.codes.append(data)
 
@@ -399,6 +446,245 @@ def test_report_shows_hostile_names_as_text(tmp_path: Path) -> None:
     assert folder in page.text
     assert not {"script", "img", "b"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
+
+
+def test_searches_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    found = add_rounds(run, "a")
+    (search,) = read_searches(run)
+    assert search.candidates == found.candidates
+    assert search.front == found.front
+    assert search.best == found.best
+    assert [(r.evaluations, r.best_top1, r.hypervolume) for r in search.history] == [
+        (r["evaluations"], r["best_top1"], r["hypervolume"]) for r in found.history
+    ]
+    assert [str(r["limit"]) for r in search.ranges] == ["macs <= 900K"]
+    assert search.predictor is not None
+    assert (search.predictor.kendall_tau, search.predictor.macs_tau) == (0.81, None)
+    assert (search.strategy, search.accuracy, search.evals, search.objectives) == ("nsga2", "table acc.csv", 20, ("max top1",))
+
+
+def test_front_csv_has_every_choice_and_every_cost_with_its_unit(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    front = [
+        Candidate(run.space.largest, 0.75, {"macs": 3e6, "latency@pi4": 12.5, "size@int8": 2048.0}, True),
+        Candidate(run.space.smallest, 0.5, {"macs": 2e5, "energy@pi4": 1.5}, True),
+    ]
+    result = add_rounds(run, "a", front=tuple(front))
+    with (result.path / "front.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [dimension.name for dimension in run.space.dimensions]
+    assert list(rows[0]) == [*names, "top1", "macs", "latency_ms@pi4", "size_bytes@int8", "energy_mj@pi4"]
+    assert [rows[0][name] for name in names] == [str(value) for value in run.space.largest.values]
+    assert (rows[0]["top1"], rows[0]["latency_ms@pi4"], rows[0]["energy_mj@pi4"]) == ("0.75", "12.5", "")
+    assert (rows[1]["macs"], rows[1]["latency_ms@pi4"], rows[1]["energy_mj@pi4"]) == ("200000.0", "", "1.5")
+
+
+def test_menu_has_a_line_for_every_target_and_says_which_cannot_be_met(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    results = [InfeasibleTarget("none", ("macs <= 1K",), "nothing meets macs <= 1K"), add_rounds(run, "b"), add_rounds(run, "a")]
+    path = run.path / "search" / "menu.json"
+    save_menu(run, path, results)
+    rows = read_menu(run)
+    assert [(row.name, row.reason, row.best) for row in rows] == [
+        ("none", "nothing meets macs <= 1K", None),
+        ("b", "", results[1].best),  # type: ignore[union-attr]
+        ("a", "", results[2].best),  # type: ignore[union-attr]
+    ]
+    with path.with_suffix(".csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [list(row.values()) for row in table] == [
+        ["none", "macs <= 1K", "", "", "nothing meets macs <= 1K"],
+        ["b", "macs <= 900K", str(results[1].best.top1), str(results[1].best.costs["macs"]), ""],  # type: ignore[union-attr]
+        ["a", "macs <= 900K", str(results[2].best.top1), str(results[2].best.costs["macs"]), ""],  # type: ignore[union-attr]
+    ]
+    page = page_of(run)
+    assert "The menu: 2 of 3 targets met" in page.text
+    assert "nothing meets macs <= 1K" in page.text
+    links = [value for name, value in page.attributes if name == "href"]
+    assert links == ["#network-1", "#network-1"]  # both chose the same network, which is drawn once
+    assert "network-1" in page.ids
+
+
+def test_report_tells_what_active_rounds_gained(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    add_rounds(run, "a")
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    for text in (
+        "Active rounds measured 6 of them, and ",
+        "front after the design",
+        "active round 1 to 2",
+        "active rounds took the best from 54.00% to 66.00%",
+        "Strategy: nsga2; accuracy from: table acc.csv.",
+        "14 networks newly measured of 20 allowed",
+        "Accuracy, predicted before it was measured",
+        "-2.0 points",  # measured minus predicted
+        "On 6 networks",
+        "+1.0 points",  # held out
+        "Whether it ranks networks better than their MACs do is not known.",
+        "25.0%",
+        "700K",
+        "Best top-1 so far, %",
+        "Hypervolume",
+    ):
+        assert text in page.text, text
+    assert html.count('class="design-line" points=') == 2  # wide and narrow
+    assert "in words alone" not in page.text  # the table of ranges says it better
+
+
+def test_report_copes_without_predictor_history_and_rounds(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    found = add_rounds(run, "a")
+    design = tuple(replace(c, round=0, predicted=None) for c in found.candidates)
+    bare = {"candidates": design, "best": design[0], "front": (), "predictor": None, "history": (), "ranges": (), "limits": ()}
+    add_rounds(run, "a", **bare)
+    text = page_of(run).text
+    for words in (
+        "No predictor: every accuracy was asked for.",
+        "No search predicted accuracies",
+        "Limits: none",
+        "in words alone",
+    ):
+        assert words in text, words
+    for words in ("front after the design", "predicted before", "Hypervolume", "What the front chooses", "Active rounds"):
+        assert words not in text, words
+    assert "Multiply-adds (MACs), M" in text  # what is spent without any limit
+
+
+@pytest.mark.parametrize("space", ["resnet_small_image", "attentive_nas"])
+def test_report_of_other_spaces(tmp_path: Path, space: str) -> None:
+    run = make_run(tmp_path / "r", space=space)
+    add_rounds(run, "a")
+    text = page_of(run).text
+    for words in (
+        "What the front chooses",
+        "stage4",
+        "depth",
+        "width",
+        "expand ratio 6" if space == "attentive_nas" else "expand ratio 0.",
+    ):
+        assert words in text, words
+
+
+def test_report_of_a_space_of_choices_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = (
+        "from ofa.space import Dimension\nfrom search.choice_space import ChoiceSpace\n"
+        "SPACE = ChoiceSpace('choice_lab.cells', tuple(Dimension(f'edge{i}', ('none', 'skip', 'conv')) for i in range(4)))\n"
+    )
+    (tmp_path / "choice_lab").mkdir()
+    (tmp_path / "choice_lab" / "cells.py").write_text(module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = make_run(tmp_path / "r", space="choice_lab.cells")
+    for stage in ("created", "searched"):
+        if stage == "searched":
+            add_rounds(run, "a")
+        page = page_of(run)
+        assert page.sections == list(SECTIONS)
+    for words in ("edge3", "conv", "known by its choices alone", "14 networks, "):
+        assert words in page.text, words
+    assert "ofa profile" not in page.text
+
+
+def test_report_says_that_a_search_is_old_and_how_to_repeat_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    for tag in ("new", "old"):
+        add_rounds(run, tag)
+    path = run.path / "search" / "old" / "front.json"
+    write_json(path, {"schema": "ofa.front/1", "limits": ["macs <= 900K", 3], "best": {}})
+    page = page_of(run)
+    assert "The search “old” was made by an older version; search again:" in page.text
+    assert f"ofa search {run.path} --where 'macs <= 900K' --tag old" in page.codes
+    assert [search.name for search in read_searches(run)] == ["new"]
+    shutil.rmtree(run.path / "search" / "new")
+    write_json(run.path / "search" / "front.json", {"schema": "ofa.front/1"})
+    page = page_of(run)
+    assert f"ofa search {run.path}" in page.codes
+    assert "No search has been made. Make one with" not in page.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"space": "another"},
+        {"objectives": "max top1"},
+        {"limits": ["macs <= 3"]},
+        {"limits": "macs <= 3M"},
+        {"evals": None},
+        {"ranges": [{"limit": "macs <= 3M"}]},
+        {"ranges": "keys"},
+        {"predictor": {"kind": "ridge"}},
+        {"predictor": 3},
+        {"history": [{"evaluations": 3}]},
+        {"history": [{"evaluations": "3", "best_top1": 0.1, "front_size": 1, "hypervolume": 1}]},
+        {"candidates": [{}]},
+        {"candidates": [{"round": -1}]},
+        {"candidates": [{"top1": 1.5}]},
+        {"candidates": [{"top1": True}]},
+        {"candidates": [{"predicted": "0.5"}]},
+        {"candidates": [{"values": [1, 2]}]},
+        {"candidates": [{"costs": {"macs": "1"}}]},
+        {"candidates": 7},
+        {"front": None},
+        {"best": None},
+    ],
+)
+def test_a_damaged_front_is_one_line_that_names_the_file(tmp_path: Path, damage: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "r")
+    add_rounds(run, "a")
+    path = run.path / "search" / "a" / "front.json"
+    record = json.loads(path.read_text())
+    if isinstance(damage.get("candidates"), list) and damage["candidates"][0]:
+        damage = {"candidates": [record["candidates"][0] | damage["candidates"][0]]}
+    write_json(path, record | damage)
+    with pytest.raises(ArtefactError, match=r"search/a/front\.json: ") as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"space": "another"},
+        {"targets": 3},
+        {"targets": [{}]},
+        {"targets": [3]},
+        {"targets": [{"name": "a", "limits": ["macs < 3"], "best": None, "reason": ""}]},
+        {"targets": [{"name": "a", "limits": [], "best": {"values": []}, "reason": ""}]},
+        {"schema": "ofa.menu/9"},
+    ],
+)
+def test_a_damaged_menu_is_one_line_that_names_the_file(tmp_path: Path, damage: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "r")
+    path = run.path / "search" / "menu.json"
+    save_menu(run, path, [add_rounds(run, "a")])
+    write_json(path, json.loads(path.read_text()) | damage)
+    with pytest.raises(ArtefactError, match=r"menu\.json: ") as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ArtefactError, match=r"menu\.json: not valid JSON"):
+        write_report(run)
+
+
+def test_a_sweep_of_twenty_stays_small_and_folded(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", space="mbv3_small_image")
+    add_table(run)
+    results = [add_rounds(run, f"n{i}", f"macs <= {20 + i}M", seed=i) for i in reversed(range(20))]
+    save_menu(run, run.path / "search" / "menu.json", results)
+    path = write_report(run)
+    assert path.stat().st_size < 2 * 2**20
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.sections == list(SECTIONS)
+    assert "20 networks were chosen and not exported yet" in page.text
+    assert "The menu: 20 of 20 targets met" in page.text
+    links = [value for name, value in page.attributes if name == "href"]
+    assert len(links) == 20
+    assert {f"#{name}" for name in page.ids} >= set(links)
+    assert page.shown.count("ofa export") == 0  # twenty commands are folded away
+    assert len(page.shown) < 8000
+    chart = page.text.partition("Multiply-adds (MACs)\n")[2]
+    assert chart.index("n19") < chart.index("n0 ")  # in the menu's order
 
 
 def test_report_marks_failed_missing_and_changed_files(tmp_path: Path) -> None:
