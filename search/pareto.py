@@ -243,27 +243,24 @@ def _volume(points: Floats, reference: Floats) -> float:
 
 
 def _sweep(points: list[list[float]], reference: list[float]) -> float:
-    """Move up the third column and keep the area that is covered so far, bounded by a staircase."""
+    """Move up the third column and keep the area that is covered so far, bounded by a staircase.
+
+    Every point adds to the area: an earlier one that is no larger in the first two columns would dominate it.
+    """
     limit_x, limit_y, limit_z = reference
     xs: list[float] = []  # of the steps, rising
     ys: list[float] = []  # falling
     volume = area = 0.0
     for i, (x, y, z) in enumerate(points):
-        first = bisect_left(xs, x)
-        if first and ys[first - 1] <= y:
-            added = False
-        else:
-            added = True
-            last = first
-            top, left = (ys[first - 1] if first else limit_y), x
-            while last < len(xs) and ys[last] >= y:  # steps that the new one swallows
-                area += (xs[last] - left) * (top - y)
-                left, top = xs[last], ys[last]
-                last += 1
-            right = xs[last] if last < len(xs) else limit_x
-            area += (right - left) * (top - y)
-        if added:
-            xs[first:last], ys[first:last] = [x], [y]
+        first = last = bisect_left(xs, x)
+        top, left = (ys[first - 1] if first else limit_y), x
+        while last < len(xs) and ys[last] >= y:  # steps that the new one swallows
+            area += (xs[last] - left) * (top - y)
+            left, top = xs[last], ys[last]
+            last += 1
+        right = xs[last] if last < len(xs) else limit_x
+        area += (right - left) * (top - y)
+        xs[first:last], ys[first:last] = [x], [y]
         above = points[i + 1][2] if i + 1 < len(points) else limit_z
         volume += area * (above - z)
     return volume

@@ -397,6 +397,26 @@ def test_coarse_to_fine_asks_for_the_grid_first_then_ever_finer_changes_of_the_b
     assert np.mean(distances[-5:]) < 0.5 * np.mean(distances[:5])
 
 
+def test_numbers_move_less_and_less_far_and_words_do_not():
+    numbers = tuple(Dimension(f"n{i}", tuple(range(64))) for i in range(8))
+    words = tuple(Dimension(f"w{i}", tuple(map(str, range(10, 74)))) for i in range(8))
+    space = ChoiceSpace("wide", numbers + words)
+    objective = lambda population: population.sum(1).astype(float)  # noqa: E731
+    strategy = CoarseToFine(space, np.random.default_rng(0), batch=50, parents=5, decay=0.9)
+    far = []
+    for _ in range(40):
+        asked = strategy.ask()
+        if len(strategy.population):
+            parent = (asked[:, None] != strategy.population).sum(2).argmin(1)
+            moved = abs(asked - strategy.population[parent])
+            # nine of ten: where the neighbourhood is known, proposals go further
+            far.append((np.quantile(moved[:, :8].max(1), 0.9), moved[:, 8:].max()))
+        strategy.tell(asked, objective(asked)[:, None], np.zeros(len(asked)))
+    assert max(n for n, _ in far[8:13]) > 8
+    assert max(n for n, _ in far[-5:]) <= 3
+    assert max(w for _, w in far[-5:]) > 16
+
+
 # -- REINFORCE ------------------------------------------------------------------------------------------------------
 
 
