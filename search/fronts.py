@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deploy.limits import UNITS, format_value
 from latency.cost import CountCost
 from latency.open import LatencyModel
+from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
 from ofa.run_dir import Run
 from ofa.space import ArchConfig, SearchSpace
@@ -76,16 +77,27 @@ def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: 
     shown = [bound for bound in bounds if bound.cost <= reach]
     device = key.partition("@")[2] if key.startswith("latency@") else ""
     x_title = (
-        "Predicted latency, ms" if device else "Multiply-adds (MACs), millions" if key == "macs" else f"{cost_name(key)}, {unit}"
+        "Predicted latency, ms"
+        if device and model is not None
+        else "Multiply-adds (MACs), millions"
+        if key == "macs"
+        else f"{cost_name(key)}, {unit}"
+    )
+    on_images = all(search.accuracy == "supernet" for search in searches)
+    y_title = "Top-1 on validation images, %" if on_images else "Top-1, %"
+    wide, narrow = (
+        pareto_plot(points, shown, x_title=x_title, y_title=y_title, width=width, height=height)
+        for width, height in (WIDE, NARROW)
     )
     return {
         "title": f"Device {device}" if device else "Multiply-adds" if key == "macs" else cost_name(key),
         "device": device,
         "unit": "Latency, ms" if device else "MACs, M" if key == "macs" else f"{cost_name(key)}, {unit}",
-        "wide": pareto_plot(points, shown, x_title=x_title, width=WIDE[0], height=WIDE[1]),
-        "narrow": pareto_plot(points, shown, x_title=x_title, width=NARROW[0], height=NARROW[1]),
+        "wide": wide,
+        "narrow": narrow,
         "beyond": [bound.label for bound in bounds if bound.cost > reach],
         "limited": bool(bounds),
+        "margin": isinstance(model, LatencyTable | LatencyPredictor) and bool(model.margin),
         "numbered": len(searches) > MOST_NAMED,
         "num_points": len(points),
         "rounds": max(c.round for c in networks),

@@ -183,7 +183,8 @@ def _ticks(axis: ParallelAxis, x: float) -> Markup:
     for (value, text), y in zip(axis.ticks, ys.tolist(), strict=True):
         words = shorten(text, 13)
         if axis.low < value < axis.high:
-            labels.append(element("text", words, class_="tick axis-label", x=x + 5, y=y + 4))
+            labels.append(element("line", class_="axis", x1=x - 3, x2=x + 3, y1=y, y2=y))
+            labels.append(element("text", words, class_="tick axis-label", x=x + 5, y=y - 7))  # above level lines
         else:  # beyond the lines' ends, where none covers it
             end = HEIGHT - BOTTOM + 22 if value <= axis.low and axis.low < axis.high else TOP - 12
             labels.append(element("text", words, class_="tick", x=x, y=end, text_anchor="middle"))

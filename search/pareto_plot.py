@@ -43,7 +43,15 @@ class Bound:
         return f"{self.name} {self.text}"
 
 
-def pareto_plot(points: Sequence[Point], bounds: Sequence[Bound], *, x_title: str, width: float, height: float) -> Markup:
+def pareto_plot(
+    points: Sequence[Point],
+    bounds: Sequence[Bound],
+    *,
+    x_title: str,
+    width: float,
+    height: float,
+    y_title: str = "Top-1 on validation images, %",
+) -> Markup:
     """Plot accuracy against cost: all points, the front as a step line, limits as dashed lines, chosen ones labelled.
 
     Points of later rounds are stronger in colour. Where there are such, a thin line is the front that the design alone had.
@@ -54,13 +62,14 @@ def pareto_plot(points: Sequence[Point], bounds: Sequence[Bound], *, x_title: st
         x_title: the cost with its unit.
         width: px of the viewBox; draw once for wide screens and once for phones.
         height: px of the viewBox.
+        y_title: the accuracy with its unit.
     """
     room = int(width / 32)  # characters of a name
     named = [Bound(b.cost, shorten(b.name, room), b.text) for b in bounds] if len(bounds) <= MOST_LABELS else []
     x_range = span([p.cost for p in points] + [b.cost for b in bounds])
     placed, rows = _stack_bounds(Axes(width, height, x_range, (0, 1), x_title, ""), named)
     top = Axes.top + 16 * rows
-    axes = Axes(width, height, x_range, span(p.top1 for p in points), x_title, "Top-1 on validation images, %", top=top)
+    axes = Axes(width, height, x_range, span(p.top1 for p in points), x_title, y_title, top=top)
     ordered = sorted(points, key=lambda p: (p.cost, p.top1))
     front = [p for p in ordered if p.front]
     steps = _steps(front, x_range[1])

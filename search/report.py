@@ -146,7 +146,9 @@ def _menu(
     rows = [(row, numbers.get(row.name), drawn.get(row.best.arch) if row.best else None) for row in menu]
     if not rows:
         return None
-    keys = list(dict.fromkeys(key for row, _, _ in rows if row.best for key in row.best.costs))
+    limited = [limit.key for row, _, _ in rows for limit in row.limits]
+    known = dict.fromkeys(key for row, _, _ in rows if row.best for key in row.best.costs)
+    keys = [key for key in dict.fromkeys([*limited, *known]) if key in known]  # what is limited stands first
     columns = []
     for key in keys:
         scale, unit = unit_of(key, max(row.best.costs.get(key, 0.0) for row, _, _ in rows if row.best))

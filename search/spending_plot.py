@@ -166,12 +166,12 @@ def _bar(row: Spending, axes: Axes, top: float, scale: float, unit: str, order: 
     if row.limit is not None and row.limit * scale <= axes.x_range[1]:
         x = axes.x(row.limit * scale)
         parts.append(element("line", class_="bound", x1=x, x2=x, y1=y - 4, y2=y + BAR + 4))
-    facts = f"{row.total * scale:.3g} {unit}"
-    if row.margin > 0:
-        facts += f" + {row.margin * scale:.2g} margin"
-    if row.limit is not None:
-        facts += f" of {row.limit * scale:.4g} ({(row.total + row.margin) / row.limit:.0%})"
-    room = int((axes.width - 32) / CHAR) - len(facts) - 2
+    total = f"{row.total * scale:.3g} {unit}"
+    margin = f" + {row.margin * scale:.2g} margin" if row.margin > 0 else ""
+    bound = "" if row.limit is None else f" of {row.limit * scale:.4g} ({(row.total + row.margin) / row.limit:.0%})"
+    room = int((axes.width - 32) / CHAR) - 2
+    facts = next((f for f in (total + margin + bound, total + bound) if len(f) + len(row.name) <= room), total)
+    room -= len(facts)
     words = element("tspan", shorten(row.name, max(8, room)), class_="strong") + f"  {facts}"
     parts.append(element("text", words, x=axes.left, y=y - 6))
     return parts
