@@ -14,7 +14,7 @@ from pathlib import Path
 from deploy import Verification, export_subnet, verify_model
 from latency import ProfileConfig, profile_device
 from ofa import Run, TrainConfig, train_supernet
-from search import SearchConfig, search_run, write_report
+from search import search_run, write_report
 from search.demo import limits_between
 
 DEVICE = "ort_cpu_1t"
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=0.15)
-    parser.add_argument("--evals", type=int, default=60)
+    parser.add_argument("--evals", type=int, default=100)
     parser.add_argument("--init", type=Path, help="run to start from")
     parser.add_argument("--alone-epochs", type=int, help="for the network trained alone; default: --epochs")
     parser.add_argument("--alone-lr", type=float, help="likewise; default: --lr")
@@ -46,7 +46,7 @@ def main() -> None:
     verified: dict[str, Verification] = {}
     for tag, limit in limits_between(table, SHARES).items():
         began = time.monotonic()
-        found = search_run(run, [limit], tag=tag, config=SearchConfig(evals=args.evals))
+        found = search_run(run, [limit], tag=tag, evals=args.evals)
         seconds[f"search {tag}"] = time.monotonic() - began
         began = time.monotonic()
         model = export_subnet(found.path / "best", run.path / "export" / tag)

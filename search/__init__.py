@@ -9,16 +9,19 @@ if TYPE_CHECKING:
     from search.demo import run_demo
     from search.report import write_report
     from search.result import Candidate, SearchResult
-    from search.run import SearchConfig, search_run
+    from search.run import search_run, search_targets
+    from search.targets import per_device, sweep
 
 __all__ = [
     "AccuracyModel",
     "Candidate",
-    "SearchConfig",
     "SearchResult",
     "SupernetAccuracy",
+    "per_device",
     "run_demo",
     "search_run",
+    "search_targets",
+    "sweep",
     "write_report",
 ]
 
@@ -26,7 +29,8 @@ __getattr__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("AccuracyModel", "SupernetAccuracy"), "search.accuracy"),
-        **dict.fromkeys(("SearchConfig", "search_run"), "search.run"),
+        **dict.fromkeys(("search_run", "search_targets"), "search.run"),
+        **dict.fromkeys(("per_device", "sweep"), "search.targets"),
         **dict.fromkeys(("Candidate", "SearchResult"), "search.result"),
         "run_demo": "search.demo",
         "write_report": "search.report",

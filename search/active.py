@@ -120,7 +120,7 @@ def _propose_all(
     turns = np.roll(np.arange(len(problems)), -round_ * count)
     shares = np.bincount(turns[np.arange(count) % len(problems)], minlength=len(problems))
     rows = [
-        propose(problems[i], predictor, trials, int(shares[i]), strategy=strategy, evaluations=evaluations, rng=rng)
+        propose(problems[int(i)], predictor, trials, int(shares[i]), strategy=strategy, evaluations=evaluations, rng=rng)
         for i in np.flatnonzero(shares)
     ]
     found = trials.space.distinct(np.concatenate(rows)) if rows else trials.population[:0]

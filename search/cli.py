@@ -6,7 +6,7 @@ This is the topmost module; nothing imports it. Heavy imports stay inside functi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ import deploy.cli
 import latency.cli
 import ofa.cli
 from ofa.cli_support import command, print_json
+
+if TYPE_CHECKING:
+    from search.menu import InfeasibleTarget
+    from search.result import SearchResult
 
 app = typer.Typer(
     name="ofa",
@@ -30,15 +34,48 @@ app = typer.Typer(
 
 @command
 def search(
-    run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` made.")],
+    run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` made; with --space it may be a new one.")],
     where: Annotated[
         list[str] | None,
-        typer.Option(help='A limit, e.g. "latency@ort_cpu_1t <= 3ms", "params <= 1.5M", "macs <= 20M"; repeat for more.'),
+        typer.Option(
+            help='A limit, e.g. "latency@pi4 <= 12ms", "params <= 1.5M", "macs <= 60%"; repeat for more.'
+        ),
     ] = None,
+    maximize: Annotated[list[str] | None, typer.Option("--max", help="accuracy, which is also the default.")] = None,
+    minimize: Annotated[
+        list[str] | None, typer.Option("--min", help='A cost, e.g. "latency@pi4"; with --max accuracy the result is a front.')
+    ] = None,
+    per_device: Annotated[
+        bool, typer.Option("--per-device", help="The best network for each device, not one network for all of them.")
+    ] = False,
+    sweep: Annotated[
+        str | None, typer.Option(help='The best network at each of many limits, e.g. "latency@pi4: 4ms..20ms x9".')
+    ] = None,
+    evals: Annotated[
+        int | None, typer.Option(help="Networks to measure; default 100, or 300,000 where a table or predictor tells accuracy.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Times that the predictor is fitted again and says what to measure next.")] = 6,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="aging_evolution, coarse_to_fine, evolution, local, nsga2, random, reinforce; default evolution or nsga2"
+        ),
+    ] = None,
+    predictor: Annotated[
+        str,
+        typer.Option(help="auto, none (the strategy itself asks for measurements), or ridge, gaussian_process, ..."),
+    ] = "auto",
+    accuracy: Annotated[
+        str,
+        typer.Option(help="supernet, FILE.csv, FILE.npz (MIT's predictor), MODULE:FUNCTION, proxy:naswot or proxy:synflow."),
+    ] = "supernet",
+    reward: Annotated[
+        str | None, typer.Option(help="mnasnet_soft, mnasnet_hard or mobilenetv3: limits are targets that may be missed.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Where to measure: joblib:2, dask:ADDRESS or ray:ADDRESS.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that MODULE:FUNCTION may take for one network.")] = None,
+    space: Annotated[str | None, typer.Option(help="Start RUN as a search in this space, without a supernet.")] = None,
     tag: Annotated[str | None, typer.Option(help="Write to RUN/search/TAG instead of RUN/search.")] = None,
-    evals: Annotated[int, typer.Option(help="Subnets measured to fit the predictor; shared by all searches of the run.")] = 60,
-    finalists: Annotated[int, typer.Option(help="Subnets measured under the limits, in each round.")] = 6,
-    rounds: Annotated[int, typer.Option(help="Rounds of: evolve with the predictor, measure the finalists, fit again.")] = 2,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> Path | None:
@@ -46,26 +83,62 @@ def search(
 
     All limits must hold; exit 3 if no network meets them.
 
-    What was measured is kept: another limit costs only its finalists.
-    Example: ofa search runs/x --where "latency@ort_cpu_1t <= 3ms"
+    What was measured is kept: another limit, another device or another day costs only what is new.
+    Example: ofa search runs/x --where "latency@pi4 <= 12ms" --where "latency@laptop <= 3ms" --per-device
     """
+    from ofa.errors import OfaError
     from ofa.progress import say
-    from search.run import SearchConfig, search_run
+    from search import targets
+    from search.menu import InfeasibleTarget
+    from search.run import open_run, search_targets
+    from search.tables import show_menu
 
-    config = SearchConfig(evals=evals, finalists=finalists, rounds=rounds, seed=seed)
-    found = search_run(run, where or [], tag=tag, config=config)
-    costs = ", ".join(describe_cost(key, value) for key, value in found.best.costs.items())
-    say(f"best: top-1 {found.best.top1:.4f} on validation images, {costs}  -> {found.path / 'best'}")
+    limits = where or []
+    if per_device and sweep:
+        raise OfaError("--per-device and --sweep: expected one of them; a sweep may be given other limits with --where")
+    wanted = targets.sweep(sweep, limits) if sweep else targets.per_device(limits) if per_device else {"": limits}
+    found = search_targets(
+        open_run(run, space),
+        wanted,
+        maximize=maximize,
+        minimize=minimize,
+        strategy=strategy,
+        evals=evals,
+        rounds=rounds,
+        predictor=predictor,
+        accuracy=accuracy,
+        reward=reward,
+        engine=engine,
+        timeout_s=timeout,
+        tag=tag,
+        seed=seed,
+    )
+    if len(wanted) > 1:
+        show_menu(found)
+    for name, result in found.items():
+        if not isinstance(result, InfeasibleTarget):
+            costs = ", ".join(describe_cost(key, value) for key, value in result.best.costs.items())
+            told = "on validation images" if result.accuracy == "supernet" else f"by {result.accuracy}"
+            say(f"{name or 'best'}: top-1 {result.best.top1:.4f} {told}, {costs}  -> {result.path / 'best'}")
     if json:
-        print_json(
-            {
-                "best": str(found.path / "best"),
-                "top1": found.best.top1,
-                "costs": found.best.costs,
-                "predictor": found.predictor["kendall_tau"],
-            }
-        )
+        summaries = {name: _summary(result) for name, result in found.items()}
+        print_json({"targets": summaries} if len(wanted) > 1 else summaries.popitem()[1])
     return run
+
+
+def _summary(found: SearchResult | InfeasibleTarget) -> dict[str, Any]:
+    from search.menu import InfeasibleTarget
+
+    if isinstance(found, InfeasibleTarget):
+        return {"best": None, "reason": found.reason}
+    return {
+        "best": str(found.path / "best"),
+        "top1": found.best.top1,
+        "costs": found.best.costs,
+        "front": len(found.front),
+        "new_evaluations": found.new_evaluations,
+        "predictor": found.predictor and found.predictor["kendall_tau"],
+    }
 
 
 @command

@@ -185,8 +185,9 @@ class Constraints:
 
 def upper(model: CostModel, population: Population) -> NDArray[np.float64]:
     """Return what a limit is held against: the upper bound of a measured cost, (n,); infinite where it is unknown."""
-    bounded = isinstance(model, LatencyTable | LatencyPredictor | EnergyCost)
-    return np.nan_to_num(model.upper(population) if bounded else model.predict(population), nan=np.inf, posinf=np.inf)
+    if isinstance(model, LatencyTable | LatencyPredictor | EnergyCost):
+        return model.upper(population)
+    return np.nan_to_num(model.predict(population), nan=np.inf, posinf=np.inf)
 
 
 def cost_model(run: Run, limit: Limit) -> CostModel:

@@ -14,14 +14,14 @@ from ofa.progress import say
 from ofa.training.config import TrainConfig
 from ofa.training.loop import train_supernet
 from search.report import write_report
-from search.run import SearchConfig, search_run
+from search.run import search_run
 
 SPACE, DEVICE = "mbv3_tiny_image", "ort_cpu_1t"
 # where the two limits lie between the fastest and the slowest network of the space
 LIMITS = {"fast": 0.2, "accurate": 0.8}
 
 
-def run_demo(out: Path, *, epochs: int = 20, config: SearchConfig | None = None) -> dict[str, Verification]:
+def run_demo(out: Path, *, epochs: int = 20, evals: int = 60) -> dict[str, Verification]:
     """Train, profile, search under two limits, export, verify and report; returns the verification of each file.
 
     Interrupted, the same call goes on where it was.
@@ -41,7 +41,7 @@ def run_demo(out: Path, *, epochs: int = 20, config: SearchConfig | None = None)
     verified = {}
     for step, (tag, limit) in enumerate(limits.items()):
         say(f"{3 + step}/6 search, export and verify under {limit}")
-        search_run(run, [limit], tag=tag, config=config or SearchConfig(evals=40))
+        search_run(run, [limit], tag=tag, evals=evals)
         model = export_subnet(run.path / "search" / tag / "best", run.path / "export" / tag)
         verified[tag] = verify_model(model.path)
         for check in verified[tag].checks:

@@ -1,208 +1,218 @@
-"""Search a trained run for the most accurate network under limits."""
+"""Search a run for the best networks under limits: one target or many, one set of measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from types import BuiltinFunctionType, FunctionType
 
 from latency.cost import CostModel, CountCost
-from latency.energy_cost import EnergyCost
-from latency.freshness import is_of_this_machine
 from latency.open import open_latency
-from latency.plan import spread_networks
-from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.progress import say
 from ofa.run_dir import Run
-from ofa.space import ArchConfig, Population
-from search.accuracy import AccuracyModel, SupernetAccuracy
-from search.constraints import Constraints
-from search.pareto import non_dominated
-from search.predictor import AccuracyPredictor, fit_predictor
-from search.result import Candidate, SearchResult
-from search.strategies.evolution import Evolution, EvolutionConfig
+from ofa.space import ArchConfig
+from ofa.spaces import get_space
+from search.accuracy import AccuracyModel, PopulationAccuracy
+from search.callable_accuracy import CallableAccuracy
+from search.constraints import Constraints, InfeasibleError, cost_model
+from search.menu import InfeasibleTarget, save_menu
+from search.modes import Plan, spend
+from search.objectives import Objective, parse_objectives
+from search.outcome import Outcome, make_result
+from search.problem import Problem
+from search.result import SearchResult
+from search.rewards import REWARDS
+from search.sources import open_accuracy
+from search.strategies import get_strategy
+from search.tables import show_ranges
 
 JOURNAL = "trials.jsonl"
-MIN_NETWORKS = 100  # below that, measuring all of them is quicker than predicting
+RESERVED = ("best", "front.json", "front.csv", "menu.json", "menu.csv", "predictor.json", JOURNAL)  # no folders of targets
+
+Accuracy = AccuracyModel | Callable[[ArchConfig], float] | str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
-    """Budget of a search, in subnets whose accuracy is measured."""
+def open_run(path: Path, space: str | None = None) -> Run:
+    """Open a run; with a space's name, one that begins as a search alone, without a supernet.
 
-    evals: int = 60  # spread over the space, the same for all searches of a run, to fit the predictor
-    finalists: int = 6  # most promising ones under the limits, measured and fitted again, `rounds` times
-    rounds: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("evals", 10), ("finalists", 1), ("rounds", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise OfaError(f"{name} is {getattr(self, name)}, expected at least {least}")
+    Raises:
+        OfaError: if there is none, and no space is given, or it is of another space.
+    """
+    if space is not None and not (path / "run.json").exists():
+        return Run.create(path, get_space(space), None, None)
+    run = Run(path)
+    if space is not None and run.space_name != space:
+        raise OfaError(f"{path}: is a run in space {run.space_name!r}, not in {space!r}; name another directory")
+    return run
 
 
 def search_run(
-    run: Run | Path | str,
-    limits: Sequence[str] = (),
-    *,
-    tag: str | None = None,
-    config: SearchConfig | None = None,
-    accuracy: AccuracyModel | None = None,
+    run: Run | Path | str, where: str | Sequence[str] = (), *, tag: str | None = None, **options: object
 ) -> SearchResult:
-    """Find the most accurate network that meets all limits, and write it to <run>/search[/<tag>]/best.
+    """Find the best network that meets all limits, and write it to <run>/search[/<tag>]/best.
 
     Args:
         run: directory of a trained run, with a latency table for every device that a limit names.
-        limits: e.g. ["latency@ort_cpu_1t <= 3ms", "params <= 1.5M"]; all must hold.
+        where: e.g. ["latency@pi4 <= 12ms", "macs <= 60%", "accuracy >= 0.9"]; all must hold.
         tag: name of this search's folder; None = the run's own search/ folder.
-        config: how many subnets to measure.
-        accuracy: what tells the accuracy; None = the run's supernet on validation images.
+        options: as for search_targets.
     Raises:
         InfeasibleError: if nothing meets the limits; it names the nearest feasible value. No accuracy is measured before.
         OfaError: if a limit, a table or the run cannot be read.
     """
-    config = config or SearchConfig()
-    run = run if isinstance(run, Run) else Run(run)
-    if tag is not None and (not tag or Path(tag).name != tag or tag in (".", "..", "best", "front.json", JOURNAL)):
-        raise OfaError(f"tag {tag!r}: expected a plain folder name other than 'best', 'front.json' and {JOURNAL!r}")
-    if run.space.size() < MIN_NETWORKS:
-        raise OfaError(
-            f"{run.path}: its space holds {run.space.size()} network(s), expected at least {MIN_NETWORKS} to search; "
-            "export one as it is: ofa export arch.json --run RUN -o OUT"
-        )
-    constraints = Constraints.for_run(run, limits)
-    for found in constraints.ranges:
-        say(str(found))
-    start = constraints.require_feasible()
-    if len(limits) > 1:
-        say(f"all limits together: {constraints.joint_share():.1%} of the space fits")
-
-    costs = _reported_costs(run, constraints)
-    journal = run.path / "search" / JOURNAL
-    measured = accuracy if accuracy is not None else SupernetAccuracy(run, journal)
-    before = len(_known(measured))
-    design = _design(run, config)
-    if isinstance(measured, SupernetAccuracy):
-        known = measured.count_known(design)
-        say(f"{len(design)} subnets for the predictor, {known} of them measured before")
-    top1 = dict(zip(design, measured(design).tolist(), strict=True))
-    for arch in _known(measured):
-        top1.setdefault(arch, float(measured([arch])[0]))
-
-    predictor = _fit(run, top1)
-    for round_ in range(config.rounds):
-        proposed = _finalists(run, constraints, predictor, start, top1, config, round_)
-        if not proposed:
-            break
-        top1.update(zip(proposed, measured(proposed).tolist(), strict=True))
-        predictor = _fit(run, top1)
-    say(
-        f"predictor ({predictor.kind}): Kendall tau {predictor.kendall_tau:.2f} on held-out subnets, "
-        f"MACs alone {predictor.macs_tau:.2f}"
-        + ("; nothing ranks them better than MACs" if predictor.kendall_tau <= predictor.macs_tau else "")
-    )
-    weights = run.weights_sha256 if isinstance(measured, SupernetAccuracy) else None
-    result = _result(run, constraints, costs, predictor, top1, tag, weights, new=len(top1) - before)
-    result.save(run)
-    return result
+    limits = [where] if isinstance(where, str) else list(where)
+    (found,) = search_targets(run, {"": limits}, tag=tag, **options).values()  # type: ignore[arg-type]
+    if isinstance(found, InfeasibleTarget):
+        raise InfeasibleError(found.reason)
+    return found
 
 
-def _known(accuracy: AccuracyModel) -> list[ArchConfig]:
-    return accuracy.all_known() if isinstance(accuracy, SupernetAccuracy) else []
-
-
-def _design(run: Run, config: SearchConfig) -> list[ArchConfig]:
-    """Subnets that teach the predictor: half uniform, half spread over the range of MACs, whatever the limits are."""
-    rng = np.random.default_rng((config.seed, 0xDE51))
-    space = run.space
-    if space.size() <= config.evals:
-        return _distinct(space.decode(space.sample(rng, 50 * config.evals)))
-    spread = spread_networks(space, rng, config.evals // 2)
-    archs = _distinct(space.decode(np.concatenate([spread, space.sample(rng, 4 * config.evals)])))
-    return archs[: config.evals]
-
-
-def _fit(run: Run, top1: dict[ArchConfig, float]) -> AccuracyPredictor:
-    return fit_predictor(run.space, run.space.encode(list(top1)), np.array(list(top1.values())))
-
-
-def _finalists(
-    run: Run,
-    constraints: Constraints,
-    predictor: AccuracyPredictor,
-    start: Population,
-    top1: dict[ArchConfig, float],
-    config: SearchConfig,
-    round_: int,
-) -> list[ArchConfig]:
-    """Evolve under the limits with the predictor as judge; the best that were not measured yet."""
-    strategy = Evolution(run.space, np.random.default_rng((config.seed, round_)), EvolutionConfig(), start)
-    for _ in range(strategy.config.generations):
-        asked = strategy.ask()
-        strategy.tell(asked, predictor.predict(asked), constraints.violation(asked))
-    feasible = strategy.population[strategy.violation == 0]
-    return [arch for arch in run.space.decode(feasible) if arch not in top1][: config.finalists]
-
-
-def _result(
-    run: Run,
-    constraints: Constraints,
-    models: dict[str, CostModel],
-    predictor: AccuracyPredictor,
-    top1: dict[ArchConfig, float],
-    tag: str | None,
-    weights_sha256: str | None,
+def search_targets(
+    run: Run | Path | str,
+    targets: Mapping[str, Sequence[str]],
     *,
-    new: int,
-) -> SearchResult:
-    archs = list(top1)
-    population = run.space.encode(archs)
-    costs = {key: _price(model, population) for key, model in models.items()}
-    feasible = np.flatnonzero(constraints.violation(population) == 0)
-    accuracy = np.array(list(top1.values()))
-    candidates = tuple(
-        Candidate(
-            arch, top1[arch], {key: float(values[i]) for key, values in costs.items() if np.isfinite(values[i])}, i in feasible
+    maximize: str | Sequence[str] | None = None,
+    minimize: str | Sequence[str] | None = None,
+    strategy: str | None = None,
+    evals: int | None = None,
+    rounds: int = 6,
+    predictor: str = "auto",
+    accuracy: Accuracy = None,
+    reward: str | None = None,
+    engine: str | None = None,
+    timeout_s: float | None = None,
+    tag: str | None = None,
+    seed: int = 0,
+) -> dict[str, SearchResult | InfeasibleTarget]:
+    """Find the best network of every target, with one set of measurements for all (search.targets makes some).
+
+    Args:
+        run: directory of a trained run.
+        targets: name -> limits; each is written to <run>/search/[<tag>_]<name>.
+        maximize: "accuracy", which is also meant if nothing else is wanted.
+        minimize: costs to be small, e.g. ["latency@pi4"]; with accuracy, the result is a front.
+        strategy: a name of search.strategies; None = evolution, or nsga2 where there are several objectives.
+        evals: networks to measure at most, beyond those of the journal that the design finds there; None = 100, or 300,000
+            where accuracy is a table or a predictor.
+        rounds: how often the predictor is fitted again and asked what to measure next.
+        predictor: "auto", a kind of search.regressors, or "none": the strategy then asks for measurements itself.
+        accuracy: None = the run's supernet on validation images; a text for search.sources.open_accuracy; a function
+            ArchConfig -> top1; or any AccuracyModel.
+        reward: a name of search.rewards: limits are targets then, that may be missed for more accuracy.
+        engine: where to measure, e.g. "joblib:2" (search.engine).
+        timeout_s: for one call of a function that tells the accuracy.
+        tag: begins the names of the folders.
+        seed: everything random follows from it.
+    Raises:
+        InfeasibleError: if no target can be met; it names the nearest feasible values.
+        OfaError: if a limit, a table or the run cannot be read.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    names = {name: _folder_name(tag, name) for name in targets}
+    objectives = parse_objectives(maximize, minimize)
+    plan = Plan(_strategy_name(strategy, objectives, reward), evals, rounds, predictor, seed)
+    if run.space.size() == 1:
+        raise OfaError(
+            f"{run.path}: its space holds one network, expected at least 2 to search; "
+            "export it as it is: ofa export arch.json --run RUN -o OUT"
         )
-        for i, arch in enumerate(archs)
-    )
-    keys = [limit.key for limit in constraints.limits] or ["macs"]
-    front = feasible[non_dominated(np.column_stack([-accuracy, *(costs[key] for key in keys)])[feasible])]
-    # A measured value is noisy and the best of many is the luckiest; the predictor has seen them all. Their mean decides.
-    best = front[((accuracy + predictor.predict(population)) / 2)[front].argmax()]
-    return SearchResult(
-        path=run.path / "search" / tag if tag else run.path / "search",
-        best=candidates[best],
-        candidates=candidates,
-        front=tuple(sorted((candidates[i] for i in front), key=lambda c: -c.top1)),
-        limits=tuple(str(limit) for limit in constraints.limits),
-        feasibility=tuple(str(found) for found in constraints.ranges),
-        predictor={
-            "kind": predictor.kind,
-            "kendall_tau": predictor.kendall_tau,
-            "macs_tau": predictor.macs_tau,
-            "held_out": [{"predicted": p, "measured": m} for p, m in predictor.held_out],
-        },
-        new_evaluations=new,
-        weights_sha256=weights_sha256,
-        devices={
-            model.device: model.provenance["device"]
-            for model in constraints.costs.values()
-            if isinstance(model, LatencyTable) and is_of_this_machine(model)
-        },
-    )
+    constraints = {name: Constraints.for_run(run, limits) for name, limits in targets.items()}
+    _check_reward(reward, constraints.values(), objectives)
+    model = _open(run, accuracy, engine, timeout_s)
+    problems, infeasible = _problems(run, constraints, objectives, model, reward)
+    if not problems:
+        raise InfeasibleError(" | ".join(found.reason for found in infeasible.values()))
+    trials, fitted, evaluations = spend(run, list(problems.values()), model, plan)
+    if not trials.told.any():
+        raise OfaError("no accuracy could be told of any network, so there is nothing to choose from")
+    results: dict[str, SearchResult | InfeasibleTarget] = dict(infeasible)
+    costs = _reported_costs(run, problems.values())
+    for name, problem in problems.items():
+        outcome = Outcome(problem, trials, fitted, costs, plan.strategy, _describe(accuracy), evaluations)
+        found = make_result(run, outcome, run.path / "search" / names[name] if names[name] else run.path / "search")
+        results[name] = found
+        if isinstance(found, SearchResult):
+            found.save(run)
+            if fitted:
+                fitted.save(found.path / "predictor.json")
+    ordered = {name: results[name] for name in targets}
+    if len(targets) > 1:
+        save_menu(run, run.path / "search" / _folder_name(tag, "menu.json"), list(ordered.values()))
+    return ordered
 
 
-def _price(model: CostModel, population: Population) -> NDArray[np.float64]:
-    """Price architectures, NaN where a table does not hold all of their blocks, (n,)."""
-    return model.price(population) if isinstance(model, LatencyTable | EnergyCost) else model.predict(population)
+# -- what is asked -----------------------------------------------------------------------------------------------------
 
 
-def _reported_costs(run: Run, constraints: Constraints) -> dict[str, CostModel]:
+def _folder_name(tag: str | None, name: str) -> str:
+    if tag is not None and (not tag or Path(tag).name != tag or tag in (".", "..", *RESERVED)):
+        raise OfaError(f"tag {tag!r}: expected a plain folder name, none of {', '.join(RESERVED)}")
+    return "_".join(part for part in (tag, name) if part)
+
+
+def _strategy_name(strategy: str | None, objectives: Sequence[Objective], reward: str | None) -> str:
+    several = len(objectives) > 1 and not reward
+    name = strategy or ("nsga2" if several else "evolution")
+    if several and not get_strategy(name).multi_objective:
+        wanted = ", ".join(map(str, objectives))
+        raise OfaError(f"strategy {name!r} takes one objective, not {wanted}; use nsga2 or random, or a --reward")
+    get_strategy(name)
+    return name
+
+
+def _check_reward(reward: str | None, constraints: Iterable[Constraints], objectives: Sequence[Objective]) -> None:
+    if reward is None:
+        return
+    if reward not in REWARDS:
+        raise OfaError(f"unknown reward {reward!r}; known: {', '.join(REWARDS)}")
+    if any(not objective.maximize for objective in objectives):
+        raise OfaError(f"reward {reward!r} weighs accuracy against the limits, so it goes with no --min")
+    if any(not found.cost_limits or found.least_top1 for found in constraints):
+        raise OfaError(f"reward {reward!r} needs limits on costs as its targets, and none on accuracy")
+
+
+def _open(run: Run, accuracy: Accuracy, engine: str | None, timeout_s: float | None) -> AccuracyModel | PopulationAccuracy:
+    journal = run.path / "search" / JOURNAL
+    if isinstance(accuracy, FunctionType | BuiltinFunctionType):
+        return CallableAccuracy(accuracy, run.space, journal, timeout_s=timeout_s, engine=engine)
+    if accuracy is None or isinstance(accuracy, str):
+        return open_accuracy(accuracy or "supernet", run, engine=engine, timeout_s=timeout_s, journal=journal)
+    return accuracy  # type: ignore[return-value]
+
+
+def _describe(accuracy: Accuracy) -> str:
+    if isinstance(accuracy, str | None):
+        return accuracy or "supernet"
+    return getattr(accuracy, "__name__", type(accuracy).__name__)
+
+
+def _problems(
+    run: Run,
+    constraints: Mapping[str, Constraints],
+    objectives: tuple[Objective, ...],
+    model: object,
+    reward: str | None,
+) -> tuple[dict[str, Problem], dict[str, InfeasibleTarget]]:
+    """Show how the limits lie in the space, and set up every target that can be met."""
+    wanted = {o.key: cost_model(run, o.limit) for o in objectives if not o.maximize}
+    show_ranges({name: found.ranges for name, found in constraints.items()})
+    problems: dict[str, Problem] = {}
+    infeasible: dict[str, InfeasibleTarget] = {}
+    known = model.predict if isinstance(model, PopulationAccuracy) else None
+    for name, found in constraints.items():
+        try:
+            problems[name] = Problem.of(name, found, objectives, wanted, accuracy=known, reward=reward)
+        except InfeasibleError as error:
+            infeasible[name] = InfeasibleTarget(name, tuple(map(str, found.limits)), str(error))
+            if len(constraints) > 1:
+                say(f"{name}: {error}")
+        if len(found.cost_limits) > 1 and name in problems:
+            say(f"{name + ': ' if name else ''}all limits together: {found.joint_share():.1%} of the space fits")
+    return problems, infeasible
+
+
+def _reported_costs(run: Run, problems: Iterable[Problem]) -> dict[str, CostModel]:
     """MACs, parameters and the latency on every device that the run has a table of."""
     costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in ("macs", "params")}
     for path in sorted((run.path / "latency").glob("*.json")):
@@ -210,8 +220,6 @@ def _reported_costs(run: Run, constraints: Constraints) -> dict[str, CostModel]:
             costs[f"latency@{path.stem}"] = open_latency(path, run.space)
         except OfaError as error:  # a table that a limit needs was read before; without another one the search still stands
             say(f"warning: {error}; latency on {path.stem} is left out")
-    return costs | dict(constraints.costs)
-
-
-def _distinct(archs: list[ArchConfig]) -> list[ArchConfig]:
-    return list(dict.fromkeys(archs))
+    for problem in problems:
+        costs |= dict(problem.costs) | dict(problem.constraints.costs)
+    return costs

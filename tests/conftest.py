@@ -19,12 +19,12 @@ def trained(tmp_path_factory):
     from latency.profile import ProfileConfig, profile_device
     from ofa.training.config import TrainConfig
     from ofa.training.loop import train_supernet
-    from search.run import SearchConfig, search_run
+    from search.run import search_run
 
     out = tmp_path_factory.mktemp("run") / "digits"
     run = train_supernet("mbv3_tiny_image", "digits", out, config=TrainConfig(epochs=2, batch_size=64))
     profile_device(run, "ort_cpu_1t", config=ProfileConfig(rounds=5))
-    search_run(run, ["params <= 0.2M"], config=SearchConfig(evals=12, finalists=2, rounds=1))
+    search_run(run, ["params <= 0.2M"], evals=20, rounds=2)
     export_subnet(out / "search" / "best", out / "export" / "best")
     return run
 

@@ -1,0 +1,81 @@
+"""Measuring during a search: what is known, what is new, and how the search goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.errors import OfaError
+from ofa.progress import progress
+from ofa.run_dir import Run
+from ofa.space import Population
+from search.accuracy import AccuracyModel, JournalledAccuracy
+from search.active import Trials, best_of
+from search.outcome import front_volume
+from search.problem import Accuracy, Problem
+
+
+class Measuring:
+    """Measures populations, remembers them in `trials`, and shows how the search goes."""
+
+    def __init__(self, run: Run, problems: Sequence[Problem], model: AccuracyModel, trials: Trials, evals: int) -> None:
+        self.run, self.problems, self.model, self.trials = run, problems, model, trials
+        self.new = 0  # networks that were measured anew
+        self._bar = progress("measuring networks", evals)
+
+    def __enter__(self) -> Measuring:
+        self._advance = self._bar.__enter__()
+        if isinstance(self.model, JournalledAccuracy):
+            self.model.on_result = lambda arch, top1: self._advance()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.__exit__(*exception)  # type: ignore[arg-type]
+
+    def __call__(self, population: Population, round_: int) -> None:
+        """Measure architectures of which nothing is known."""
+        self.trials.add(population, self.quietly(population), round_)
+        self.show()
+
+    def quietly(self, population: Population) -> NDArray[np.float64]:
+        """Return the accuracy of architectures, (n,)."""
+        if not len(population):
+            return np.empty(0)
+        self.show()
+        found = np.asarray(self.model(self.run.space.decode(population)), dtype=np.float64)
+        if found.shape != (len(population),):
+            raise OfaError(
+                f"the accuracy of {len(population)} networks has the shape {found.shape}, expected ({len(population)},)"
+            )
+        self.new += len(population)
+        if not isinstance(self.model, JournalledAccuracy):
+            self._advance(len(population))
+        return found
+
+    def allowed_by(self, problem: Problem) -> Accuracy:
+        """Return what measures the architectures that meet a problem's limits on costs, and says 0 of the others."""
+        space, trials = self.run.space, self.trials
+
+        def accuracy(population: Population) -> NDArray[np.float64]:
+            top1 = np.zeros(len(population))
+            missed = np.zeros(len(population)) if problem.reward else problem.constraints.violation(population)
+            allowed = np.flatnonzero(missed == 0)
+            fresh = trials.without_known(space.distinct(population[allowed]))
+            trials.add(fresh, self.quietly(fresh), int(trials.round.max(initial=0)) + 1)
+            at = {key: i for i, key in enumerate(space.keys(trials.population).tolist())}
+            top1[allowed] = trials.top1[[at[key] for key in space.keys(population[allowed]).tolist()]]
+            self.show()
+            return top1
+
+        return accuracy
+
+    def show(self) -> None:
+        """Show the best so far of the first target."""
+        problem, trials = self.problems[0], self.trials
+        if trials.told.any():
+            best = best_of(problem, trials)[0]
+            if problem.violation(trials.population[[best]], trials.top1[[best]])[0] == 0:
+                size, volume = front_volume(problem, trials.population, trials.top1)
+                self._advance(0, note=f"best {trials.top1[best]:.4f}, front {size}, hypervolume {volume:.4f}")
