@@ -12,8 +12,11 @@ from scipy.stats import kendalltau
 from latency.cost import CountCost
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
-from search.past_searches import Search
+from search.past_searches import Search, comparable
 from search.plots import agreement_plot
+from search.wording import accuracy_scale, evenly
+
+MOST_POINTS = 600  # networks in a plot: a page must stay small
 
 
 @dataclass(frozen=True)
@@ -24,25 +27,32 @@ class Agreement:
     n: int
     tau: float | None  # Kendall's, None = undefined or unknown
     macs_tau: float | None
-    bias: float  # mean of measured - predicted
+    bias: float  # mean of measured - predicted, in `unit`
     error: float  # mean of |measured - predicted|
+    unit: str  # "points" of a percentage, or "" for a score
 
 
 def foreseen(run: Run, searches: Iterable[Search]) -> Agreement | None:
     """Compare what active rounds predicted with what they then measured; None if there were none.
 
-    A network that several searches asked for counts once.
+    A network that several searches asked for counts once. Of several sources of accuracies, that with the most networks is shown.
     """
-    pairs: dict[ArchConfig, tuple[float, float]] = {}
-    for search in searches:
-        for candidate in search.candidates:
-            if candidate.round and candidate.predicted is not None:
-                pairs.setdefault(candidate.arch, (candidate.predicted, candidate.top1))
+    pairs = max((_active_pairs(own) for own in comparable(searches)), key=len, default={})
     if not pairs:
         return None
     top1 = [value for _, value in pairs.values()]
     macs = CountCost("macs", run.space).predict(run.space.encode(list(pairs))).tolist() if run.space.slots else []
     return _agreement(list(pairs.values()), rank_agreement([p for p, _ in pairs.values()], top1), rank_agreement(macs, top1))
+
+
+def _active_pairs(searches: Iterable[Search]) -> dict[ArchConfig, tuple[float, float]]:
+    """Return (predicted, measured) accuracy of every network of an active round."""
+    pairs: dict[ArchConfig, tuple[float, float]] = {}
+    for search in searches:
+        for candidate in search.candidates:
+            if candidate.round and candidate.predicted is not None:
+                pairs.setdefault(candidate.arch, (candidate.predicted, candidate.top1))
+    return pairs
 
 
 def held_out(searches: Iterable[Search]) -> tuple[Search, Agreement] | None:
@@ -68,5 +78,8 @@ def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float | N
 
 def _agreement(pairs: Sequence[tuple[float, float]], tau: float | None, macs_tau: float | None) -> Agreement:
     difference = np.array([value - predicted for predicted, value in pairs])
-    plot = agreement_plot([(100 * p, 100 * m) for p, m in pairs], quantity="top-1", unit="%")
-    return Agreement(plot, len(pairs), tau, macs_tau, float(difference.mean()), float(np.abs(difference).mean()))
+    factor, unit, name = accuracy_scale(measured for _, measured in pairs)
+    drawn = [pairs[i] for i in evenly(len(pairs), MOST_POINTS)]
+    plot = agreement_plot([(factor * p, factor * m) for p, m in drawn], quantity=name, unit=unit)
+    bias, error = factor * float(difference.mean()), factor * float(np.abs(difference).mean())
+    return Agreement(plot, len(pairs), tau, macs_tau, bias, error, "points" if unit else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ from search.pareto_plot import Bound, Point, pareto_plot
 from search.past_searches import Search
 from search.plots import curves_plot
 from search.result import Candidate
-from search.wording import brief, cost_name, digits, percent, unit_of
+from search.wording import accuracy, accuracy_scale, brief, cost_name, digits, evenly, unit_of
 
 WIDE, NARROW = (920.0, 420.0), (380.0, 380.0)  # px; a plot that is only scaled down cannot be read on a phone
 MOST_NAMED = 8  # chosen networks with their names in a plot; more of them go by number
+MOST_POINTS = 1500  # networks in a plot besides the front and the chosen ones: a page must stay small
 MOST_THREADS = 150  # networks in parallel coordinates
 MOST_COSTS = 4  # axes of costs there
+MOST_ROUNDS = 40  # dots of a history
 
 
 def measured(searches: Iterable[Search]) -> dict[ArchConfig, Candidate]:
@@ -41,14 +43,21 @@ def measured(searches: Iterable[Search]) -> dict[ArchConfig, Candidate]:
     return found
 
 
-def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: Sequence[Search]) -> dict[str, Any] | None:
+def front(
+    run: Run,
+    key: str,
+    model: LatencyModel | CountCost | None,
+    searches: Sequence[Search],
+    labels: Mapping[ArchConfig, str],
+) -> dict[str, Any] | None:
     """Put all measured networks on one plot of accuracy against one cost.
 
     Args:
         run: what was searched.
         key: of the cost, as Limit.key.
         model: that prices it; None = as the searches noted it.
-        searches: all of the run.
+        searches: whose accuracies can be compared.
+        labels: of chosen networks.
 
     Returns:
         What the template shows; None if no network's cost is known.
@@ -63,16 +72,18 @@ def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: 
     scale, unit = (1e-6, "M") if key == "macs" else unit_of(key, float(prices[kept].max()))
     costs = prices[kept] * scale
     on_front = non_dominated(np.column_stack([costs, [-c.top1 for c in networks]]))
-    labels = chosen_labels(searches)
+    factor, percent_sign, score = accuracy_scale(c.top1 for c in networks)
     bounds = _bounds(key, scale, unit, searches)
     points = []
     for candidate, value, best in zip(networks, costs.tolist(), on_front.tolist(), strict=True):
         label = labels.get(candidate.arch, "")
         what = "M MACs" if key == "macs" else unit
-        title = f"{brief(run.space, candidate.arch)}; top-1 {percent(candidate.top1)}, {digits(value)} {what}"
+        title = f"{brief(run.space, candidate.arch)}; {score} {accuracy(candidate.top1)}, {digits(value)} {what}"
         if candidate.round:
             title += f"; active round {candidate.round}"
-        points.append(Point(value, 100 * candidate.top1, f"{label}: {title}" if label else title, best, label, candidate.round))
+        points.append(
+            Point(value, factor * candidate.top1, f"{label}: {title}" if label else title, best, label, candidate.round)
+        )
     reach = 1.3 * float(costs.max())
     shown = [bound for bound in bounds if bound.cost <= reach]
     device = key.partition("@")[2] if key.startswith("latency@") else ""
@@ -83,10 +94,13 @@ def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: 
         if key == "macs"
         else f"{cost_name(key)}, {unit}"
     )
-    on_images = all(search.accuracy == "supernet" for search in searches)
-    y_title = "Top-1 on validation images, %" if on_images else "Top-1, %"
+    # of a table's 100,000 networks all that matter are drawn, and some of the others
+    some = set(evenly(len(points), MOST_POINTS))
+    drawn = [point for i, point in enumerate(points) if i in some or point.front or point.label]
+    y_title = score.capitalize() + (" on validation images" if searches[0].accuracy == "supernet" else "")
+    y_title += f", {percent_sign}" if percent_sign else ""
     wide, narrow = (
-        pareto_plot(points, shown, x_title=x_title, y_title=y_title, width=width, height=height)
+        pareto_plot(drawn, shown, x_title=x_title, y_title=y_title, width=width, height=height)
         for width, height in (WIDE, NARROW)
     )
     return {
@@ -98,8 +112,8 @@ def front(run: Run, key: str, model: LatencyModel | CountCost | None, searches: 
         "beyond": [bound.label for bound in bounds if bound.cost > reach],
         "limited": bool(bounds),
         "margin": isinstance(model, LatencyTable | LatencyPredictor) and bool(model.margin),
-        "numbered": len(searches) > MOST_NAMED,
         "num_points": len(points),
+        "left_out": len(points) - len(drawn),
         "rounds": max(c.round for c in networks),
         "num_active": sum(c.round > 0 for c in networks),
         "front_active": sum(networks[i].round > 0 for i in np.flatnonzero(on_front)),
@@ -152,12 +166,17 @@ def _prices(
     return model.price(population) if isinstance(model, LatencyTable) else model.predict(population)
 
 
-def threads(run: Run, searches: Sequence[Search]) -> dict[str, Any] | None:
-    """Draw the searches' fronts as parallel coordinates; None without a front of at least one network and two axes."""
+def threads(run: Run, searches: Sequence[Search], labels: Mapping[ArchConfig, str]) -> dict[str, Any] | None:
+    """Draw the searches' fronts as parallel coordinates; None without a front of at least one network and two axes.
+
+    Args:
+        run: what was searched.
+        searches: whose accuracies can be compared.
+        labels: of chosen networks.
+    """
     networks = {candidate.arch: candidate for search in searches for candidate in search.front}
     ordered = sorted(networks.values(), key=lambda candidate: -candidate.top1)
-    some = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), MOST_THREADS)).round().astype(int))
-    drawn = [ordered[i] for i in some] if ordered else []
+    drawn = [ordered[i] for i in evenly(len(ordered), MOST_THREADS)]
     axes = choice_axes(run.space, run.space.encode([candidate.arch for candidate in drawn]))
     wanted = dict.fromkeys(["macs", *(key for search in searches for key in search.cost_keys)])
     keys = [key for key in wanted if any(key in candidate.costs for candidate in drawn)]
@@ -165,11 +184,12 @@ def threads(run: Run, searches: Sequence[Search]) -> dict[str, Any] | None:
     if not drawn or not axes:
         return None
     top1 = [candidate.top1 for candidate in drawn]
-    axes.append(number_axis(("top-1", "%"), [100 * value for value in top1], lambda value: f"{value:.1f}"))
-    labels = chosen_labels(searches)
+    factor, percent_sign, score = accuracy_scale(top1)
+    writes = digits if factor == 1 else lambda value: f"{value:.1f}"
+    axes.append(number_axis((score, percent_sign), [factor * value for value in top1], writes))
     titles = []
     for candidate in drawn:
-        words = [brief(run.space, candidate.arch), f"top-1 {percent(candidate.top1)}"]
+        words = [brief(run.space, candidate.arch), f"{score} {accuracy(candidate.top1)}"]
         words += [f"{key} {written(key, candidate.costs[key])}" for key in keys if key in candidate.costs]
         titles.append(", ".join([*([labels[candidate.arch]] if candidate.arch in labels else []), *words]))
     plot = parallel_plot(axes, top1, titles, [candidate.arch in labels for candidate in drawn])
@@ -194,13 +214,13 @@ def _cost_axis(key: str, candidates: Sequence[Candidate]) -> ParallelAxis:
 
 def history_curves(search: Search) -> list[Markup]:
     """Draw the best accuracy and the hypervolume over the networks measured; nothing after a single round."""
-    drawn = []
-    for title, value in (("Best top-1 so far, %", _best), ("Hypervolume", lambda state: state.hypervolume)):
-        line = [(float(state.evaluations), found) for state in search.history if (found := value(state)) is not None]
-        if len(line) > 1:
-            drawn.append(curves_plot([("loss", line)], y_title=title, x_title="Networks measured", height=220))
-    return drawn
-
-
-def _best(state: Any) -> float | None:
-    return None if state.best_top1 is None else 100 * state.best_top1
+    states = [search.history[i] for i in evenly(len(search.history), MOST_ROUNDS)]
+    factor, percent_sign, score = accuracy_scale(state.best_top1 for state in states if state.best_top1 is not None)
+    best = [(state.evaluations, factor * state.best_top1) for state in states if state.best_top1 is not None]
+    volume = [(state.evaluations, state.hypervolume) for state in states if state.hypervolume is not None]
+    title = f"Best {score} so far" + (f", {percent_sign}" if percent_sign else "")
+    return [
+        curves_plot([("loss", line)], y_title=name, x_title="Networks measured", height=220)
+        for name, line in ((title, best), ("Hypervolume", volume))
+        if len(line) > 1
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class Search:
     def cost_keys(self) -> list[str]:
         """The costs that it limits or minimises."""
         minimised = [text.partition(" ")[2].strip() for text in self.objectives if text.startswith("min ")]
-        return list(dict.fromkeys([*(limit.key for limit in self.limits), *minimised]))
+        return list(dict.fromkeys([*(limit.key for limit in self.limits if limit.quantity != "top1"), *minimised]))
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,14 @@ class OldSearch:
     name: str
     path: Path
     command: str  # that makes it anew
+
+
+@dataclass(frozen=True)
+class Menu:
+    """A menu.json, or a <tag>_menu.json."""
+
+    name: str  # of the file, without its ending
+    rows: tuple[MenuRow, ...]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,14 @@ def read_searches(run: Run) -> list[Search]:
     return [_search(run, path) for path in _fronts(run) if _old(path) is None]
 
 
+def comparable(searches: Iterable[Search]) -> list[list[Search]]:
+    """Group searches by what told their accuracies: those of a table say nothing about those of the supernet."""
+    groups: dict[str, list[Search]] = {}
+    for search in searches:
+        groups.setdefault(search.accuracy, []).append(search)
+    return list(groups.values())
+
+
 def read_old_searches(run: Run) -> list[OldSearch]:
     """Return the searches of a run that an older version wrote: nothing but what makes them anew is read of them."""
     found = []
@@ -114,27 +130,14 @@ def read_old_searches(run: Run) -> list[OldSearch]:
     return found
 
 
-def read_menu(run: Run) -> list[MenuRow]:
-    """Read the menu of a search with several targets; empty if there was none.
+def read_menus(run: Run) -> list[Menu]:
+    """Read the menus of a run's searches with several targets, the untagged one first.
 
     Raises:
-        ArtefactError: if the file is damaged or of another space.
+        ArtefactError: if a file is damaged or of another space.
     """
-    path = run.path / "search" / "menu.json"
-    if not path.exists():
-        return []
-    record = read_json(path, schema=MENU_SCHEMA)
-    with reading(path):
-        _check_space(run, record)
-        return [
-            MenuRow(
-                name=str(row["name"]),
-                limits=tuple(parse_limit(text) for text in _texts(row["limits"])),
-                best=None if row["best"] is None else _candidate(run, row["best"]),
-                reason=str(row["reason"]),
-            )
-            for row in record["targets"]
-        ]
+    root = run.path / "search"
+    return [_menu(run, path) for path in [root / "menu.json", *sorted(root.glob("*_menu.json"))] if path.exists()]
 
 
 def best_of(run: Run, search: Search) -> Network:
@@ -214,6 +217,22 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _menu(run: Run, path: Path) -> Menu:
+    record = read_json(path, schema=MENU_SCHEMA)
+    with reading(path):
+        _check_space(run, record)
+        rows = tuple(
+            MenuRow(
+                name=str(row["name"]),
+                limits=tuple(parse_limit(text) for text in _texts(row["limits"])),
+                best=None if row["best"] is None else _candidate(run, row["best"]),
+                reason=str(row["reason"]),
+            )
+            for row in record["targets"]
+        )
+        return Menu(path.stem, rows)
+
+
 def _range(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"limit": parse_limit(row["limit"])} | {name: number(row[name]) for name in ("minimum", "median", "maximum", "share")}
 
@@ -223,10 +242,8 @@ def _candidate(run: Run, row: Mapping[str, Any]) -> Candidate:
     if round_ < 0:
         raise ValueError(f"round is {round_}, expected 0 or above")
     arch = run.space.check(ArchConfig(run.space_name, tuple(row["values"])))
-    top1 = number(row["top1"])
-    if not 0 <= top1 <= 1:
-        raise ValueError(f"top1 is {top1}, expected a share between 0 and 1")
-    return Candidate(arch, top1, numbers(row["costs"]), bool(row["feasible"]), round_, _number_or_none(row["predicted"]))
+    top1, costs = number(row["top1"]), numbers(row["costs"])
+    return Candidate(arch, top1, costs, bool(row["feasible"]), round_, _number_or_none(row["predicted"]))
 
 
 def _predictor(record: Mapping[str, Any]) -> PredictorFacts:

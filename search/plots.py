@@ -100,7 +100,8 @@ class Axes:
 def agreement_plot(pairs: Sequence[tuple[float, float]], *, quantity: str, unit: str, band: float = 0.0) -> Markup:
     """Plot measured against predicted values with the diagonal; `band` draws lines at that share above and below it."""
     both = span([value for pair in pairs for value in pair])
-    axes = Axes(380, 340, both, both, f"Predicted {quantity}, {unit}", f"Measured {quantity}, {unit}")
+    words = f"{quantity}, {unit}" if unit else quantity
+    axes = Axes(380, 340, both, both, f"Predicted {words}", f"Measured {words}")
     parts = [axes.frame(), element("polyline", class_="diagonal", points=axes.at([(both[0], both[0]), (both[1], both[1])]))]
     for factor in (1 - band, 1 + band) if band else ():
         low, high = max(both[0], both[0] / factor), min(both[1], both[1] / factor)

@@ -25,12 +25,12 @@ from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.agreement import foreseen, held_out
 from search.drawing import draw_network, most_channels
 from search.evidence import Network, read_exports, reading
-from search.fronts import front, history_curves, measured, threads, written
+from search.fronts import MOST_NAMED, chosen_labels, front, history_curves, measured, threads, written
 from search.next_steps import imported_from, next_commands
-from search.past_searches import MenuRow, Search, best_of, read_menu, read_old_searches, read_searches
+from search.past_searches import Menu, Search, best_of, comparable, read_menus, read_old_searches, read_searches
 from search.plots import agreement_plot, curves_plot
 from search.spending_plot import show_spending
-from search.wording import brief, cost_name, count, digits, duration, percent, power_of_ten, unit_of
+from search.wording import accuracy, brief, cost_name, count, digits, duration, percent, power_of_ten, unit_of
 
 LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
@@ -62,6 +62,7 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
     environment.filters.update(
         digits=digits,
         percent=percent,
+        accuracy=accuracy,
         count=count,
         duration=duration,
         cost_name=cost_name,
@@ -74,9 +75,9 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     """Return what the template shows."""
     tables = [open_latency(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
-    menu = read_menu(run)
-    place = {row.name: i for i, row in enumerate(menu)}
-    searches = sorted(read_searches(run), key=lambda search: place.get(search.name, -1))  # in the menu's order
+    menus = read_menus(run)
+    place = {row.name: i for i, row in enumerate(row for menu in menus for row in menu.rows)}
+    searches = sorted(read_searches(run), key=lambda search: place.get(search.name, -1))  # in the menus' order
     exports = read_exports(run)
     shipped = {network.arch for network in exports}
     waiting = [best_of(run, search) for search in searches if search.best.arch not in shipped]
@@ -103,13 +104,15 @@ def _content(run: Run) -> dict[str, Any]:
         "written": written,
         "tables": [(table, _latency_plot(table)) for table in tables],
         "fronts": _fronts(run, tables, searches),
-        "threads": threads(run, searches) if searches else None,
+        "numbered": len(searches) > MOST_NAMED,
         "spending": show_spending(run, tables, searches),
         "searches": [(search, history_curves(search)) for search in searches],
         "old_searches": read_old_searches(run),
-        "menu": _menu(run, menu, searches, drawings),
+        "menus": [_menu(menu, searches, drawings) for menu in menus],
         "predictor": held_out(searches),
-        "foreseen": foreseen(run, searches),
+        "foreseen": max(
+            (found for own in comparable(searches) if (found := foreseen(run, own))), key=lambda f: f.n, default=None
+        ),
         "drawings": drawings,
         "training": _training(run),
         "config": config,
@@ -125,27 +128,34 @@ def _count_of(run: Run, quantity: str) -> Callable[[ArchConfig], float | None]:
 
 
 def _fronts(run: Run, tables: Iterable[LatencyModel], searches: Sequence[Search]) -> list[dict[str, Any]]:
-    """Return a front for every device, or by multiply-adds, or by whatever the searches know of a space without blocks."""
-    if not searches:
-        return []
+    """Return the fronts and their choices, once for each source of accuracies.
+
+    A front stands against the latency on every device, or else against multiply-adds, or against whatever the searches know of a
+    space without blocks.
+    """
     costs: list[tuple[str, LatencyModel | CountCost | None]] = [(f"latency@{table.device}", table) for table in tables]
     if not costs and run.space.slots:
         costs = [("macs", CountCost("macs", run.space))]
-    if not costs:
-        keys = dict.fromkeys(key for candidate in measured(searches).values() for key in candidate.costs)
-        costs = [(key, None) for key in keys]
-    return [found for key, cost in costs if (found := front(run, key, cost, searches)) is not None]
+    labels = chosen_labels(searches)
+    groups = []
+    for own in comparable(searches):
+        keys = dict.fromkeys(key for candidate in measured(own).values() for key in candidate.costs)
+        found = [front(run, key, cost, own, labels) for key, cost in costs or [(key, None) for key in keys]]
+        groups.append(
+            {
+                "accuracy": own[0].accuracy,
+                "fronts": [plot for plot in found if plot is not None],
+                "threads": threads(run, own, labels),
+            }
+        )
+    return groups
 
 
-def _menu(
-    run: Run, menu: Iterable[MenuRow], searches: Iterable[Search], drawings: Iterable[tuple[list[str], ArchConfig, Any, Any]]
-) -> dict[str, Any] | None:
-    """Return the menu's rows with the number of their search and of the drawing of their network; None without a menu."""
+def _menu(menu: Menu, searches: Iterable[Search], drawings: Iterable[tuple[list[str], ArchConfig, Any, Any]]) -> dict[str, Any]:
+    """Return a menu's rows with the number of their search and of the drawing of their network."""
     numbers = {search.name: i for i, search in enumerate(searches, 1)}
     drawn = {arch: i for i, (_, arch, _, _) in enumerate(drawings, 1)}
-    rows = [(row, numbers.get(row.name), drawn.get(row.best.arch) if row.best else None) for row in menu]
-    if not rows:
-        return None
+    rows = [(row, numbers.get(row.name), drawn.get(row.best.arch) if row.best else None) for row in menu.rows]
     limited = [limit.key for row, _, _ in rows for limit in row.limits]
     known = dict.fromkeys(key for row, _, _ in rows if row.best for key in row.best.costs)
     keys = [key for key in dict.fromkeys([*limited, *known]) if key in known]  # what is limited stands first
@@ -153,7 +163,7 @@ def _menu(
     for key in keys:
         scale, unit = unit_of(key, max(row.best.costs.get(key, 0.0) for row, _, _ in rows if row.best))
         columns.append((key, f"{cost_name(key)}, {unit}" if unit else cost_name(key), scale))
-    return {"rows": rows, "columns": columns, "met": sum(row.best is not None for row, _, _ in rows)}
+    return {"name": menu.name, "rows": rows, "columns": columns, "met": sum(row.best is not None for row, _, _ in rows)}
 
 
 def _latency_plot(table: LatencyModel) -> Markup | None:

@@ -24,7 +24,7 @@ class Candidate:
     """A measured architecture. Costs by Limit.key: "macs", "params", "latency@<device>" in milliseconds."""
 
     arch: ArchConfig
-    top1: float  # on validation images, or by whatever told the accuracy
+    top1: float  # on validation images, or by whatever told the accuracy; a score that is no share of 1 is shown as such
     costs: dict[str, float]
     feasible: bool
     round: int = 0  # 0 = measured for the design or known before, 1, 2, ... = the active round that asked for it
@@ -48,7 +48,7 @@ class SearchResult:
     objectives: tuple[str, ...] = ("max top1",)  # e.g. ("max top1", "min latency@pi4")
     strategy: str = "evolution"
     accuracy: str = "supernet"  # what told the accuracy: "supernet", "table acc.csv", ...
-    evals: int = 0  # networks that were allowed to be measured
+    evals: int = 0  # networks that the search judged, with those known before
     ranges: tuple[dict[str, Any], ...] = ()  # for each limit: limit, minimum, median, maximum, share of the space that fits
     history: tuple[dict[str, Any], ...] = ()  # after each round: evaluations, best_top1, front_size, hypervolume (None = unknown)
 

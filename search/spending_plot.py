@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from latency.cost import AdditiveCost, CountCost, SizeCost
@@ -17,7 +16,7 @@ from ofa.run_dir import Run
 from search.past_searches import Search
 from search.plots import CHAR, Axes, element, image, nice_ticks, shorten
 from search.spending import OVERHEAD, Spending, spend, stage_choices, stages
-from search.wording import cost_name, percent, unit_of
+from search.wording import cost_name, evenly, percent, unit_of
 
 ROW = 44  # px from one bar to the next
 BAR = 18  # px, height of a bar
@@ -57,7 +56,7 @@ def show_spending(run: Run, tables: Iterable[LatencyModel], searches: Sequence[S
         networks.append(_stage_table(run, number, search, own))
     plots = []
     for key, rows in found.items():
-        drawn = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_BARS)).round().astype(int))]
+        drawn = [rows[i] for i in evenly(len(rows), MOST_BARS)]
         try:
             drawn.append(spend("smallest network", models[key], run.space.smallest))
         except OfaError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from deploy.limits import ON_DEVICE, format_value
 from ofa.space import ArchConfig, SearchSpace
@@ -57,6 +58,21 @@ def digits(value: float, significant: int = 3) -> str:
 def percent(share: float, decimals: int = 1) -> str:
     """Write a share as a percentage."""
     return f"{100 * share:.{decimals}f}%"
+
+
+def accuracy_scale(values: Iterable[float]) -> tuple[float, str, str]:
+    """Return what to multiply accuracies by, their unit and their name: scores that are no shares of 1 stay as they are."""
+    return (100.0, "%", "top-1") if all(0 <= value <= 1 for value in values) else (1.0, "", "score")
+
+
+def accuracy(value: float) -> str:
+    """Write a top-1 as a percentage, and a score that is no share of 1 as it is."""
+    return percent(value) if 0 <= value <= 1 else f"{value:.4g}"
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most that many indices from the first to the last of `count`."""
+    return sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(most)}) if count > most else list(range(count))
 
 
 def count(value: float | None) -> str:

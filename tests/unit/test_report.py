@@ -29,7 +29,7 @@ from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.evidence import read_exports
 from search.menu import InfeasibleTarget, save_menu
 from search.pareto_plot import place_labels
-from search.past_searches import read_menu, read_searches
+from search.past_searches import read_menus, read_searches
 from search.plots import nice_ticks, span
 from search.report import write_report
 from search.result import Candidate, SearchResult
@@ -485,7 +485,8 @@ def test_menu_has_a_line_for_every_target_and_says_which_cannot_be_met(tmp_path:
     results = [InfeasibleTarget("none", ("macs <= 1K",), "nothing meets macs <= 1K"), add_rounds(run, "b"), add_rounds(run, "a")]
     path = run.path / "search" / "menu.json"
     save_menu(run, path, results)
-    rows = read_menu(run)
+    (menu,) = read_menus(run)
+    rows = menu.rows
     assert [(row.name, row.reason, row.best) for row in rows] == [
         ("none", "nothing meets macs <= 1K", None),
         ("b", "", results[1].best),  # type: ignore[union-attr]
@@ -515,13 +516,13 @@ def test_report_tells_what_active_rounds_gained(tmp_path: Path) -> None:
         "Active rounds measured 6 of them, and ",
         "front after the design",
         "active round 1 to 2",
-        "active rounds took the best from 54.00% to 66.00%",
+        "active rounds took the best from 54.0% to 66.0%",
         "Strategy: nsga2; accuracy from: table acc.csv.",
-        "14 networks newly measured of 20 allowed",
+        "14 networks newly measured, 14 known in all",
         "Accuracy, predicted before it was measured",
-        "-2.0 points",  # measured minus predicted
+        "-2 points",  # measured minus predicted
         "On 6 networks",
-        "+1.0 points",  # held out
+        "+1 points",  # held out
         "Whether it ranks networks better than their MACs do is not known.",
         "25.0%",
         "700K",
@@ -531,6 +532,52 @@ def test_report_tells_what_active_rounds_gained(tmp_path: Path) -> None:
         assert text in page.text, text
     assert html.count('class="design-line" points=') == 2  # wide and narrow
     assert "in words alone" not in page.text  # the table of ranges says it better
+
+
+def test_accuracies_of_different_sources_are_not_mixed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    found = add_rounds(run, "a")
+    scores = tuple(replace(c, top1=-100 * c.top1, predicted=None) for c in found.candidates)
+    add_rounds(
+        run, "b", accuracy="proxy synflow", candidates=scores, best=scores[0], front=scores[:3], predictor=None, history=()
+    )
+    page = page_of(run)
+    for words in ("Multiply-adds, accuracy from: table acc.csv", "Multiply-adds, accuracy from: proxy synflow", "On 6 networks"):
+        assert words in page.text, words
+    assert page.text.count("14 networks, ") == 2  # each plot has its own fourteen
+    assert "score -40" in page.text
+    assert "-4000" not in page.text
+
+
+def test_a_page_of_very_many_networks_stays_small(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    archs = list(dict.fromkeys(run.space.decode(run.space.sample(np.random.default_rng(0), 6000))))
+    macs = CountCost("macs", run.space).predict(run.space.encode(archs))
+    rng = np.random.default_rng(0)
+    rows = tuple(
+        Candidate(arch, float(top1), {"macs": float(m)}, True, 1 + i // 100, float(top1))
+        for i, (arch, m, top1) in enumerate(zip(archs, macs, rng.random(len(archs)), strict=True))
+    )
+    history = tuple({"evaluations": i, "best_top1": 0.5, "front_size": 3, "hypervolume": 0.1 * i} for i in range(3000))
+    add_rounds(run, "a", candidates=rows, best=rows[0], front=rows, history=history)
+    path = write_report(run)
+    assert path.stat().st_size < 2 * 2**20
+    text = Page(path.read_text(encoding="utf-8")).text
+    assert f"{len(rows)} networks, " in text
+    assert " others are not drawn." in text
+    assert f"150 of {len(rows)}, evenly by accuracy" in text
+
+
+def test_menus_of_tagged_searches_stand_beside_the_untagged_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    found = add_rounds(run, "night_a")
+    for name in ("menu.json", "night_menu.json"):
+        save_menu(run, run.path / "search" / name, [found])
+    assert [menu.name for menu in read_menus(run)] == ["menu", "night_menu"]
+    text = page_of(run).text
+    assert "The menu: 1 of 1 targets met" in text
+    assert "The menu “night”: 1 of 1 targets met" in text
+    assert "search/night_menu.csv" in text
 
 
 def test_report_copes_without_predictor_history_and_rounds(tmp_path: Path) -> None:
@@ -619,7 +666,7 @@ def test_report_says_that_a_search_is_old_and_how_to_repeat_it(tmp_path: Path) -
         {"history": [{"evaluations": "3", "best_top1": 0.1, "front_size": 1, "hypervolume": 1}]},
         {"candidates": [{}]},
         {"candidates": [{"round": -1}]},
-        {"candidates": [{"top1": 1.5}]},
+        {"candidates": [{"top1": None}]},
         {"candidates": [{"top1": True}]},
         {"candidates": [{"predicted": "0.5"}]},
         {"candidates": [{"values": [1, 2]}]},

@@ -408,21 +408,21 @@ def test_threads_show_the_fronts_of_all_searches_once() -> None:
     nets = archs(4)
     rows = [candidate(arch, 0.5 + i / 10, macs=1e6 * (i + 1), **{f"latency@{DEVICE}": 1.0 + i}) for i, arch in enumerate(nets)]
     both = [search(rows[:3], (f"latency@{DEVICE} <= 9ms",), "a"), search(rows[1:], (), "b")]
-    shown = threads(AnyRun(SPACE), both)  # type: ignore[arg-type]
+    shown = threads(AnyRun(SPACE), both, chosen_labels(both))  # type: ignore[arg-type]
     assert shown is not None
     assert (shown["drawn"], shown["of"], shown["costs"]) == (4, 4, ["macs", f"latency@{DEVICE}"])
     titles = re.findall(r"<title>([^<]*top-1[^<]*)</title>", shown["plot"])
     assert any(title.startswith("b, ") for title in titles)
     assert f"latency@{DEVICE} 2ms" in shown["plot"]
     assert len(found(shown["plot"], "polyline", "picked")) == 2
-    assert threads(AnyRun(SPACE), [search(rows, front=())]) is None  # type: ignore[arg-type]
+    assert threads(AnyRun(SPACE), [search(rows, front=())], {}) is None  # type: ignore[arg-type]
     lone = search([candidate(nets[0], 0.5)])
-    assert threads(AnyRun(SPACE), [lone]) is not None  # type: ignore[arg-type]
+    assert threads(AnyRun(SPACE), [lone], {}) is not None  # type: ignore[arg-type]
 
 
 def test_threads_of_a_large_front_are_a_sample_that_says_so() -> None:
     rows = [candidate(arch, i / 1000) for i, arch in enumerate(dict.fromkeys(archs(400)))]
-    shown = threads(AnyRun(SPACE), [search(rows)])  # type: ignore[arg-type]
+    shown = threads(AnyRun(SPACE), [search(rows)], {})  # type: ignore[arg-type]
     assert shown is not None
     assert (shown["drawn"], shown["of"]) == (150, len(rows))
     assert len(found(shown["plot"], "polyline", "thread")) == 150
@@ -448,8 +448,8 @@ def test_foreseen_networks_are_those_of_active_rounds_each_once() -> None:
     assert result.tau == pytest.approx(by_hand(predicted, measured_))
     macs = CountCost("macs", SPACE).predict(SPACE.encode(nets[:7])).tolist()
     assert result.macs_tau == pytest.approx(by_hand(macs, measured_))
-    assert result.bias == pytest.approx(np.mean(np.subtract(measured_, predicted)))
-    assert result.error == pytest.approx(np.mean(np.abs(np.subtract(measured_, predicted))))
+    assert result.bias == pytest.approx(100 * np.mean(np.subtract(measured_, predicted)))
+    assert result.error == pytest.approx(100 * np.mean(np.abs(np.subtract(measured_, predicted))))
     both = span([100 * value for value in [*predicted, *measured_]])
     axes = Axes(380, 340, both, both, "", "")
     points = [(float(c["cx"]), float(c["cy"])) for c in found(result.plot, "circle", "point")]
@@ -473,7 +473,7 @@ def test_held_out_is_of_the_search_that_knew_most() -> None:
     chosen = held_out(searches)
     assert chosen is not None
     assert (chosen[0].name, chosen[1].n, chosen[1].tau, chosen[1].macs_tau) == ("s1", 5, 0.7, 0.5)
-    assert chosen[1].bias == pytest.approx(0.1)
+    assert chosen[1].bias == pytest.approx(10)
     assert held_out([search([row]), search([row], predictor=PredictorFacts("ridge", None, None, ()))]) is None
 
 
