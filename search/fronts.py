@@ -125,11 +125,18 @@ def front(
     }
 
 
-def chosen_labels(searches: Sequence[Search]) -> dict[ArchConfig, str]:
-    """Return what marks the network that a search chose: the searches' names, or, where there are many, their numbers from 1."""
+def chosen_labels(searches: Sequence[Search], own: Sequence[Search] | None = None) -> dict[ArchConfig, str]:
+    """Return what marks the network that a search chose: the searches' names, or, where there are many, their numbers from 1.
+
+    Args:
+        searches: all of the run, in the order of their numbers.
+        own: those whose choices are marked; None = all.
+    """
     names: dict[ArchConfig, list[str]] = {}
     numbers: dict[ArchConfig, list[int]] = {}
     for i, search in enumerate(searches, 1):
+        if own is not None and search not in own:
+            continue
         names.setdefault(search.best.arch, []).append(search.name)
         numbers.setdefault(search.best.arch, []).append(i)
     if len(searches) <= MOST_NAMED:

@@ -30,7 +30,7 @@ from search.next_steps import imported_from, next_commands
 from search.past_searches import Menu, Search, best_of, comparable, read_menus, read_old_searches, read_searches
 from search.plots import agreement_plot, curves_plot
 from search.spending_plot import show_spending
-from search.wording import accuracy, brief, cost_name, count, digits, duration, percent, power_of_ten, unit_of
+from search.wording import accuracy, bound, brief, cost_name, count, digits, duration, percent, power_of_ten, unit_of
 
 LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
@@ -63,6 +63,7 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
         digits=digits,
         percent=percent,
         accuracy=accuracy,
+        bound=bound,
         count=count,
         duration=duration,
         cost_name=cost_name,
@@ -136,9 +137,9 @@ def _fronts(run: Run, tables: Iterable[LatencyModel], searches: Sequence[Search]
     costs: list[tuple[str, LatencyModel | CountCost | None]] = [(f"latency@{table.device}", table) for table in tables]
     if not costs and run.space.slots:
         costs = [("macs", CountCost("macs", run.space))]
-    labels = chosen_labels(searches)
     groups = []
     for own in comparable(searches):
+        labels = chosen_labels(searches, own)
         keys = dict.fromkeys(key for candidate in measured(own).values() for key in candidate.costs)
         found = [front(run, key, cost, own, labels) for key, cost in costs or [(key, None) for key in keys]]
         groups.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from deploy.limits import ON_DEVICE, format_value
+from deploy.limits import ON_DEVICE, Limit, format_value
 from ofa.space import ArchConfig, SearchSpace
 from search.plots import shorten
 
@@ -58,6 +58,12 @@ def digits(value: float, significant: int = 3) -> str:
 def percent(share: float, decimals: int = 1) -> str:
     """Write a share as a percentage."""
     return f"{100 * share:.{decimals}f}%"
+
+
+def bound(limit: Limit) -> str:
+    """Write a limit with as many digits as people read: "60%" of something is a number with ten."""
+    relation = "≥" if limit.quantity == "top1" else "≤"
+    return f"{limit.key} {relation} {format_value(limit.quantity, limit.bound, digits=4)}"
 
 
 def accuracy_scale(values: Iterable[float]) -> tuple[float, str, str]:

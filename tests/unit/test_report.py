@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 from dataclasses import asdict, fields, replace
@@ -546,6 +547,8 @@ def test_accuracies_of_different_sources_are_not_mixed(tmp_path: Path) -> None:
         assert words in page.text, words
     assert page.text.count("14 networks, ") == 2  # each plot has its own fourteen
     assert "score -40" in page.text
+    marks = re.findall(r'class="chosen" d="[^"]*"><title>([^:]*):', write_report(run).read_text(encoding="utf-8"))
+    assert marks == ["a", "a", "b", "b"]  # in the plots of their own, wide and narrow
     assert "-4000" not in page.text
 
 

@@ -33,7 +33,7 @@ from search.plots import Axes, span
 from search.result import Candidate
 from search.spending import OVERHEAD, Spending, spend, stage_choices, stages
 from search.spending_plot import show_spending, spending_plot, stage_style
-from search.wording import cost_name, unit_of
+from search.wording import bound, cost_name, evenly, unit_of
 
 SPACE = get_space("mbv3_tiny_image", num_classes=2)
 DEVICE = "pi4"
@@ -157,6 +157,7 @@ def test_chosen_networks_go_by_name_or_where_many_by_number() -> None:
     assert chosen_labels(few) == {nets[0]: "n0, n1", nets[1]: "n2, n3"}
     picks = [0, 0, 0, 1, 2, 3, 1, 1, 4, 5]
     many = [search([candidate(nets[i], 0.5)], name=f"n{k}") for k, i in enumerate(picks)]
+    assert chosen_labels(many, many[3:6]) == {nets[1]: "4", nets[2]: "5", nets[3]: "6"}
     assert chosen_labels(many) == {nets[0]: "1–3", nets[1]: "4, 7–8", nets[2]: "5", nets[3]: "6", nets[4]: "9", nets[5]: "10"}
 
 
@@ -491,6 +492,24 @@ def test_history_is_a_curve_from_two_rounds_on() -> None:
     unknown = tuple(Round(r.evaluations, None if r.evaluations == 40 else r.best_top1, r.front_size, None) for r in states)
     (only,) = history_curves(search([row], history=unknown))
     assert len(found(only, "circle", "dot")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("macs <= 2.8357632M", "macs ≤ 2.836M"),
+        ("latency@pi4 <= 12ms", "latency@pi4 ≤ 12ms"),
+        ("top1 >= 0.9", "top1 ≥ 0.9"),
+        ("size@int8 <= 2MB", "size@int8 ≤ 2MB"),
+    ],
+)
+def test_limits_are_short(text: str, short: str) -> None:
+    assert bound(parse_limit(text)) == short
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [0]), (5, [0, 1, 2, 3, 4]), (9, [0, 2, 4, 6, 8])])
+def test_some_are_spread_from_first_to_last(count: int, expected: list[int]) -> None:
+    assert evenly(count, 5) == expected
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
