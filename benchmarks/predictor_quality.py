@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from ofa.space import Dimension, Population
 from search.choice_space import ChoiceSpace
 from search.features import Features
-from search.normal_scores import NormalScores
 from search.predictor import DEFAULT_KINDS, fit_predictor, kendall_tau
 from search.regressors import get_regressor, list_regressors
+from search.scale import Scale
 from search.tabular import TableRows, TabularCost
 
 SIZES = (10, 20, 50, 100, 200, 500)
-KINDS = tuple(kind for kind in list_regressors() if kind not in ("macs", "mlp", "torch_mlp"))  # those two take minutes
+KINDS = tuple(kind for kind in list_regressors() if kind not in ("macs", "mlp", "torch_mlp"))  # the last two take minutes
 TOP = 0.05
 CHOSEN = "chosen"
 Values = NDArray[np.float64]
@@ -103,7 +103,7 @@ def report(task: Task, sizes: Sequence[int], kinds: Sequence[str], seeds: int, h
 def predict(kind: str, task: Task, train: NDArray[np.int64], test: NDArray[np.int64], seed: int) -> Values:
     """Fit one kind, without cross-validation; predictions rank as top-1 would."""
     inputs = task.features(task.population)
-    scores = NormalScores.of(task.measured[train]).to_scores(task.measured[train])
+    scores = Scale.of(task.measured[train]).to_scores(task.measured[train])
     return get_regressor(kind).fit(inputs[train], scores, task.features.layout, seed).predict(inputs[test])
 
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load, save
 from ofa.artefacts import ArtefactError, read_json, write_bytes, write_json
 from ofa.errors import OfaError
 from search.features import Features
-from search.normal_scores import NormalScores
 from search.regressors import expect, get_regressor
+from search.scale import Scale
 
 if TYPE_CHECKING:
     from search.predictor import AccuracyPredictor
@@ -77,7 +77,7 @@ def load_predictor(path: Path, features: Features) -> AccuracyPredictor:
             features=features,
             kind=record["kind"],
             regressor=get_regressor(record["kind"]).restore(learnt, features.layout),
-            scale=NormalScores(arrays["scale.top1"], arrays["scale.scores"]),
+            scale=Scale(arrays["scale.top1"], arrays["scale.scores"]),
             widening=(factor, added),
             taus={str(kind): _number(tau) for kind, tau in record["taus"].items() if record["taus"][record["kind"]] is not None},
             macs_tau=math.nan if record["macs_tau"] is None else _number(record["macs_tau"]),

@@ -48,11 +48,16 @@ class Trees:
         Raises:
             KeyError, ValueError: if they do not belong together.
         """
-        found = cls(**{name: arrays[name] for name in cls.__dataclass_fields__ if name != "depth"}, depth=int(arrays["depth"][0]))
-        nodes = len(found.feature)
-        shapes = (found.threshold.shape, found.value.shape, found.children.shape, found.depth <= nodes)
-        if shapes != ((nodes,), (nodes,), (nodes, 2), True):
+        if arrays["depth"].shape != (1,):
+            raise ValueError(f"depth of trees is {arrays['depth'].shape}, expected one number")
+        own = {name: arrays[name] for name in cls.__dataclass_fields__ if name != "depth"}
+        found = cls(**own, depth=int(arrays["depth"][0]))
+        nodes = found.feature.size
+        shapes = (found.feature.shape, found.threshold.shape, found.value.shape, found.children.shape, found.depth <= nodes)
+        if shapes != ((nodes,), (nodes,), (nodes,), (nodes, 2), True):
             raise ValueError("arrays of trees differ in length")
+        if found.roots.ndim != 1 or not len(found.roots):
+            raise ValueError(f"roots of trees are {found.roots.shape}, expected one axis")
         for name, end in (("roots", nodes), ("children", nodes), ("feature", width)):
             indices = getattr(found, name)
             if indices.dtype.kind != "i" or (indices < 0).any() or (indices >= end).any():

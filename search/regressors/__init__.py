@@ -1,6 +1,6 @@
 """Regressions from architectures to accuracy: a file each; the file's name is the kind's name.
 
-All see the same inputs (search.features) and targets of mean about 0 and variance about 1 (search.normal_scores). What they have
+All see the same inputs (search.features) and targets of mean about 0 and variance about 1 (search.scale). What they have
 learnt is a few named arrays, so that a predictor is stored as data.
 """
 
