@@ -53,7 +53,8 @@ class Search:
     new_evaluations: int
     ranges: tuple[Mapping[str, Any], ...]  # limit: Limit; minimum, median, maximum, share: numbers
     feasibility: tuple[str, ...]
-    candidates: tuple[Candidate, ...]  # every measured network, in the order of measurement
+    num_candidates: int  # measured networks
+    candidates: tuple[Candidate, ...]  # all of them, or of very many some, in the order of measurement
     front: tuple[Candidate, ...]
     best: Candidate
     predictor: PredictorFacts | None
@@ -195,6 +196,7 @@ def _search(run: Run, path: Path) -> Search:
             new_evaluations=int(record["new_evaluations"]),
             ranges=tuple(_range(row) for row in record["ranges"]),
             feasibility=_texts(record["feasibility"]),
+            num_candidates=int(number(record["num_candidates"])),
             candidates=tuple(_candidate(run, row) for row in record["candidates"]),
             front=tuple(_candidate(run, row) for row in record["front"]),
             best=_candidate(run, record["best"]),

@@ -16,6 +16,7 @@ from ofa.space import ArchConfig
 
 FRONT_SCHEMA = "ofa.front/2"
 OLD_FRONT_SCHEMAS = ("ofa.front/1",)  # said to be old rather than damaged
+MOST_CANDIDATES = 10_000  # written; of the 300,000 that a table answers for, a file of 140 MB for each target would be left
 UNIT_OF = {"latency": "latency_ms", "energy": "energy_mj", "memory": "memory_bytes", "size": "size_bytes"}
 
 
@@ -53,7 +54,10 @@ class SearchResult:
     history: tuple[dict[str, Any], ...] = ()  # after each round: evaluations, best_top1, front_size, hypervolume (None = unknown)
 
     def save(self, run: Run) -> None:
-        """Write front.json, front.csv, best/arch.json and best/candidate.json."""
+        """Write front.json, front.csv, best/arch.json and best/candidate.json.
+
+        Of very many candidates every second, third, ... is written, besides the best and the front.
+        """
         write_json(
             self.path / "front.json",
             {
@@ -71,7 +75,8 @@ class SearchResult:
                 "history": list(self.history),
                 "best": candidate_row(self.best),
                 "front": [candidate_row(c) for c in self.front],
-                "candidates": [candidate_row(c) for c in self.candidates],
+                "num_candidates": len(self.candidates),
+                "candidates": [candidate_row(c) for c in self._kept()],
             },
         )
         self._save_front_csv(run)
@@ -88,6 +93,11 @@ class SearchResult:
                 "devices": self.devices,
             },
         )
+
+    def _kept(self) -> list[Candidate]:
+        step = -(-len(self.candidates) // MOST_CANDIDATES) or 1
+        matter = {candidate.arch for candidate in (self.best, *self.front)}
+        return [c for i, c in enumerate(self.candidates) if i % step == 0 or c.arch in matter]
 
     def _save_front_csv(self, run: Run) -> None:
         """Write a row a network of the front: every choice by name, top1, and every cost with its unit."""

@@ -465,6 +465,16 @@ def test_searches_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert (search.strategy, search.accuracy, search.evals, search.objectives) == ("nsga2", "table acc.csv", 20, ("max top1",))
 
 
+def test_of_very_many_candidates_some_are_written_with_all_that_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.result.MOST_CANDIDATES", 5)
+    run = make_run(tmp_path / "r")
+    found = add_rounds(run, "a")  # 14 candidates, the last three of them the front
+    (search,) = read_searches(run)
+    assert search.num_candidates == 14
+    assert search.candidates == tuple(found.candidates[i] for i in (0, 3, 6, 9, 11, 12, 13))
+    assert "14 known in all" in page_of(run).text
+
+
 def test_front_csv_has_every_choice_and_every_cost_with_its_unit(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r")
     front = [

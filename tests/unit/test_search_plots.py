@@ -74,6 +74,7 @@ def search(candidates: Iterable[Candidate], limits: tuple[str, ...] = (), name: 
         "accuracy": "supernet",
         "evals": 60,
         "new_evaluations": len(rows),
+        "num_candidates": len(rows),
         "ranges": (),
         "feasibility": (),
         "front": rows,
