@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ CALIBRATION_IMAGES = 1_000
 GROUP = 8  # architectures that are measured together
 MAX_VALIDATION_IMAGES = 5_000
 
+ONE_AT_A_TIME = threading.Lock()  # a dask worker may have several threads; they would share one supernet
 OnResult = Callable[[ArchConfig, float], None]
 
 
@@ -213,4 +215,5 @@ def _evaluator(path: str, weights_sha256: str) -> _Evaluator:
 
 
 def _measure_elsewhere(path: str, weights_sha256: str, archs: Sequence[ArchConfig]) -> list[float]:
-    return _evaluator(path, weights_sha256)(archs)
+    with ONE_AT_A_TIME:
+        return _evaluator(path, weights_sha256)(archs)

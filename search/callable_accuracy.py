@@ -13,8 +13,9 @@ from ofa.errors import OfaError
 from ofa.progress import say
 from ofa.space import ArchConfig, SearchSpace
 from search.accuracy import JournalledAccuracy, OnResult
-from search.engine import Engine, Failure
+from search.engine import Engine
 from search.journal import FIELDS, Journal, is_result
+from search.worker import Failure
 
 MAX_FAILURES = 3  # of different architectures one after the other: then it is not the architectures
 SCALES = {"top1": FIELDS[0], "any": FIELDS[1]}

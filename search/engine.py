@@ -13,12 +13,11 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 from search.clusters import DaskCluster, EngineError, Pool, RayCluster
-from search.worker import Raised, cause_of_death, error_line, follow, guarded, ready
+from search.worker import Failure, add_note, error_line, follow, guarded, outcome_of, ready, run_here
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -26,16 +25,9 @@ Result = TypeVar("Result")
 FORMS = "in-process, joblib:N (N worker processes), dask:ADDRESS, dask:N, ray:ADDRESS or ray:N"
 MAX_WORKERS = 1024
 IDLE_S = 300.0  # after which an idle worker process ends; the next task starts another one
+MAX_GROWTH_BYTES = 4 * 2**30  # of a worker process, before it is replaced by another one
 # one thread a worker: workers share the cores, and sums that are split over threads differ in their last bits
 WORKER_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a task has no result."""
-
-    reason: str  # one line
-    error: Exception | None = None  # what the function raised; None = its process died or took too long
 
 
 class Engine:
@@ -95,7 +87,7 @@ class Engine:
                 if not isinstance(outcome, Failure):
                     yield index, outcome
                 elif outcome.error is not None:
-                    _note(outcome.error, f"while working on task {index}: {name(tasks[index])[:500]}")
+                    add_note(outcome.error, f"while working on task {index}: {name(tasks[index])[:500]}")
                     raise outcome.error
                 else:
                     lost.append((index, outcome))
@@ -125,7 +117,7 @@ class Engine:
         """
         if self.kind == "in-process" and timeout_s is None:
             for index, task in enumerate(tasks):
-                yield index, _in_process(function, task, retries if retry_errors else 0)
+                yield index, run_here(function, task, retries if retry_errors else 0)
             return
         pool = self._connected()
         pool.prepare(function, len(tasks))
@@ -144,7 +136,7 @@ class Engine:
                     elapsed_s = time.monotonic() - began
                     late = None if timeout_s is None or elapsed_s < timeout_s else f"did not finish within {timeout_s:g} s"
                     if future.done():
-                        outcome = _outcome(future, late)
+                        outcome = outcome_of(future, late)
                     elif late and patience_s is not None and elapsed_s >= patience_s:
                         pool.kill(future)
                         outcome = Failure(late)
@@ -181,36 +173,6 @@ class Engine:
         return self._pool
 
 
-def _in_process(function: Callable[[Task], Result], task: Task, retries: int) -> Result | Failure:
-    for left in range(retries, -1, -1):
-        try:
-            return function(task)
-        except Exception as error:
-            if not left:
-                return Failure(error_line(error), error)
-        except SystemExit as error:  # a task must not end the search
-            if not left:
-                return Failure(error_line(error), RuntimeError(error_line(error)))
-    raise AssertionError("unreachable")
-
-
-def _outcome(future: Future[Any], late: str | None) -> Any:
-    """Return what a finished future holds: a result or a Failure; `late` is why it ended if its worker died."""
-    error = CancelledError() if future.cancelled() else future.exception()
-    if error is not None:
-        return Failure(late or cause_of_death(error))
-    result = future.result()
-    if isinstance(result, Raised):
-        again = result.again()
-        return Failure(error_line(again), again)
-    return result
-
-
-def _note(error: BaseException, note: str) -> None:
-    """Add a note to an exception, which tracebacks show from Python 3.11 on."""
-    error.__dict__.setdefault("__notes__", []).append(note)
-
-
 class _Processes:
     """Worker processes of this machine, each a pool of one."""
 
@@ -226,14 +188,18 @@ class _Processes:
         self._reclaim()
         while len(self._idle) < min(self.workers, tasks):
             self._idle.append(_one_process())
-        wait([executor.submit(ready, function) for executor in self._idle])
+        asked = []
+        for executor in self._idle:
+            with contextlib.suppress(RuntimeError):  # it was killed while it had nothing to do: `submit` takes another one
+                asked.append(executor.submit(ready, function))
+        wait(asked)
 
     def submit(self, function: Callable[[Task], Result], task: Task, timeout_s: float | None) -> Future[Any]:
         self._reclaim()
         executor = self._idle.pop() if self._idle else _one_process()
         try:
             executor.submit(ready, function).result()
-        except Exception:  # it may have been killed while it had nothing to do
+        except Exception:
             executor.shutdown(wait=True, kill_workers=True)
             executor = self._fresh(function)
         future: Future[Any] = executor.submit(guarded, function, task, None)  # no time limit of its own: `kill` ends anything
@@ -262,16 +228,34 @@ class _Processes:
                 self._idle.append(executor)
 
     def kill(self, future: Future[Any]) -> None:
-        if future in self._busy:
-            self._busy.pop(future).shutdown(wait=True, kill_workers=True)
+        executor = self._busy.pop(future, None)
+        if executor is None:
+            return
+        # loky stumbles over a task that is neither with its worker nor done; it is there within a millisecond
+        until = time.monotonic() + 1.0
+        while not (future.running() or future.done()) and time.monotonic() < until:
+            time.sleep(0.0005)
+        executor.shutdown(wait=True, kill_workers=True)
 
     def close(self) -> None:
-        for executor in [*self._idle, *self._busy.values()]:
+        for future in list(self._busy):
+            self.kill(future)
+        for executor in self._idle:
             executor.shutdown(wait=True, kill_workers=True)
-        self._idle, self._busy = [], {}
+        self._idle = []
 
 
 def _one_process() -> Any:
     from joblib.externals.loky import ProcessPoolExecutor
 
-    return ProcessPoolExecutor(max_workers=1, timeout=IDLE_S, initializer=follow, initargs=(os.getpid(),), env=WORKER_THREADS)
+    return ProcessPoolExecutor(
+        max_workers=1, timeout=IDLE_S, initializer=_start_worker, initargs=(os.getpid(),), env=WORKER_THREADS
+    )
+
+
+def _start_worker(parent: int) -> None:
+    from joblib.externals.loky import process_executor
+
+    # loky takes a worker that grew by 300 MB for one that leaks, and ends it; ours hold a supernet and its images
+    process_executor._MAX_MEMORY_LEAK_SIZE = MAX_GROWTH_BYTES
+    follow(parent)

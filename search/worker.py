@@ -1,4 +1,4 @@
-"""What runs in a worker, be it a process of this machine or of a cluster: one task, whose errors come back as text."""
+"""One task and what comes of it: a result, or a Failure; in a worker, from where errors come back as text, or in this process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ofa.errors import OfaError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 PARENT_S = 1.0  # between looks whether the parent is still there
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task has no result."""
+
+    reason: str  # one line
+    error: Exception | None = None  # what the function raised; None = its process died or took too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Raised:
         if isinstance(kind, type) and issubclass(kind, Exception):
             with contextlib.suppress(Exception):  # UnicodeDecodeError, for one, takes an argument that is not plain
                 error = kind(*self.arguments)
-        error.__dict__["__notes__"] = [f"in a worker process:\n{self.trace}"]
+        add_note(error, f"in a worker process:\n{self.trace}")
         return error
 
 
@@ -61,6 +70,37 @@ def guarded(function: Callable[[Task], Result], task: Task, timeout_s: float | N
         return Raised(type(error).__name__, str(error), plain, traceback.format_exc(), isinstance(error, OfaError))
     finally:
         watchdog.cancel()
+
+
+def run_here(function: Callable[[Task], Result], task: Task, retries: int) -> Result | Failure:
+    """Run one task in this process, up to 1 + `retries` times while it raises."""
+    for left in range(retries, -1, -1):
+        try:
+            return function(task)
+        except Exception as error:
+            if not left:
+                return Failure(error_line(error), error)
+        except SystemExit as error:  # a task must not end the search
+            if not left:
+                return Failure(error_line(error), RuntimeError(error_line(error)))
+    raise AssertionError("unreachable")
+
+
+def outcome_of(future: Future[Any], late: str | None) -> Any:
+    """Return what a finished future holds: a result or a Failure; `late` is why it ended if its worker died."""
+    error = CancelledError() if future.cancelled() else future.exception()
+    if error is not None:
+        return Failure(late or cause_of_death(error))
+    result = future.result()
+    if isinstance(result, Raised):
+        again = result.again()
+        return Failure(error_line(again), again)
+    return result
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, which tracebacks show from Python 3.11 on."""
+    error.__dict__.setdefault("__notes__", []).append(note)
 
 
 def ready(function: Callable[..., object]) -> None:

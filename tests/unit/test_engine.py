@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ofa.errors import OfaError
-from search.engine import Engine, EngineError, Failure
+from search.engine import Engine, EngineError
+from search.worker import Failure
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +101,22 @@ def test_an_address_where_nobody_answers_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_worker_that_had_nothing_to_do_for_long_ends_and_another_one_starts(monkeypatch):
+    monkeypatch.setattr("search.engine.IDLE_S", 0.2)
+
+    def own_id(_):
+        return os.getpid()
+
+    with Engine("joblib:1") as engine:
+        ((_, first),) = engine.map(own_id, [0])
+        until = time.monotonic() + 10
+        while alive(first) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not alive(first)
+        ((_, second),) = engine.map(own_id, [0])
+    assert first != second
+
+
 def test_a_worker_that_crashes_once_is_replaced(pair, tmp_path):
     def crash_once(number):
         mark = tmp_path / f"was-here-{number}"
@@ -128,7 +145,8 @@ def test_a_task_that_always_crashes_is_named_when_all_others_are_done(pair, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_a_worker_that_is_killed_while_it_is_idle_is_replaced(pair):
+@pytest.mark.parametrize("pause_s", [0.0, 0.5])
+def test_a_worker_that_is_killed_while_it_is_idle_is_replaced(pair, pause_s):
     def own_id(_):
         time.sleep(0.05)
         return os.getpid()
@@ -136,6 +154,7 @@ def test_a_worker_that_is_killed_while_it_is_idle_is_replaced(pair):
     before = {pid for _, pid in pair.map(own_id, range(4))}
     for pid in before:
         os.kill(pid, signal.SIGKILL)
+    time.sleep(pause_s)  # the engine has noticed, or has not
     after = {pid for _, pid in pair.map(own_id, range(4))}
     assert len(before) == len(after) == 2
     assert not before & after
