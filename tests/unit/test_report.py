@@ -472,7 +472,7 @@ def test_of_very_many_candidates_some_are_written_with_all_that_matter(tmp_path:
     (search,) = read_searches(run)
     assert search.num_candidates == 14
     assert search.candidates == tuple(found.candidates[i] for i in (0, 3, 6, 9, 11, 12, 13))
-    assert "14 known in all" in page_of(run).text
+    assert "14 known in all (7 of them in front.json" in page_of(run).text
 
 
 def test_front_csv_has_every_choice_and_every_cost_with_its_unit(tmp_path: Path) -> None:
