@@ -17,7 +17,9 @@ from deploy.limits import format_value
 from latency.table import LatencyTable
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
-from search import SupernetAccuracy
+from ofa.training.data import load_images
+from ofa.training.evaluation import evaluate
+from search import SearchResult, SupernetAccuracy, search_targets
 from search.constraints import Constraints
 
 SHARES = (0.1, 0.3, 0.6)  # where the limits lie between the fastest and the slowest network
@@ -33,11 +35,31 @@ def main() -> None:
     run = Run(args.run)
     table = LatencyTable.load(run.latency_path(args.device), run.space)
     low, high = sorted(table.upper(run.space.encode([run.space.smallest, run.space.largest])).tolist())
+    targets = {}
     for share in SHARES:
-        limit = f"latency@{args.device} <= {format_value('latency', low + share * (high - low))}"
-        drawn = random_feasible(Constraints.for_run(run, [limit]), args.random)
+        bound = format_value("latency", low + share * (high - low))
+        targets[bound] = [f"latency@{args.device} <= {bound}"]
+    random: dict[str, tuple[ArchConfig, float]] = {}
+    for name, limits in targets.items():
+        drawn = random_feasible(Constraints.for_run(run, limits), args.random)
         top1 = SupernetAccuracy(run, run.path / "search" / "random.jsonl")(drawn)
-        print(f"{limit}: best of {len(drawn)} random {top1.max():.4f}, median {np.median(top1):.4f}", flush=True)
+        random[name] = drawn[top1.argmax()], float(top1.max())
+    found = search_targets(run, targets, evals=args.evals, tag="true")
+    print("| limit | networks | validation top-1 | test top-1 |\n|---|---|---|---|")
+    for name in targets:
+        result = found[name]
+        assert isinstance(result, SearchResult)
+        print(f"| {name} | best of {args.random} random | {random[name][1]:.4f} | {on_test(run, random[name][0]):.4f} |")
+        print(
+            f"| {name} | search, {args.evals} measured for all limits | {result.best.top1:.4f} | {on_test(run, result.best.arch):.4f} |"
+        )
+
+
+def on_test(run: Run, arch: ArchConfig) -> float:
+    """Measure a network on images that neither training nor any search saw."""
+    train, _ = run.load_train_and_validation()
+    test = load_images(run.data.source, "test", size=run.data.image_size, classes=run.data.classes)
+    return evaluate(run.load_supernet(), [arch], train, test, run.preprocess, num_calibration=1000)[0]
 
 
 def random_feasible(constraints: Constraints, n: int) -> list[ArchConfig]:

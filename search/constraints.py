@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.limits import Limit, format_value, parse_limit
-from latency.cost import CostModel, CountCost, MemoryCost, SizeCost
+from latency.cost import AdditiveCost, CostModel, CountCost, MemoryCost, SizeCost
 from latency.energy_cost import EnergyCost
+from latency.formats.by_size import TableBySize
 from latency.freshness import require_usable
 from latency.open import open_latency
 from latency.predictor import LatencyPredictor
@@ -19,6 +21,7 @@ from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.space import Population, SearchSpace
+from search.cheapest import cheapest, cost_tables, exclude_each_other
 from search.optimise import Found, optimise
 from search.strategies.evolution import Evolution
 
@@ -125,7 +128,7 @@ class Constraints:
         found = []
         for limit in self.cost_limits:
             values = self.values(limit, drawn)
-            extremes = self.values(limit, np.concatenate([ends, self._cheapest(limit)[None]]))
+            extremes = self.values(limit, np.concatenate([ends, self._extremes(limit)]))
             share = float(np.mean([limit.allows(v) for v in values]))
             everything = np.concatenate([values, extremes])
             known = everything[np.isfinite(everything)]
@@ -162,14 +165,29 @@ class Constraints:
                 f"{limit.key} <= {format_value(limit.quantity, float(self.values(limit, nearest_arch)[0]) * 1.005)}"
                 for limit in self.cost_limits
             )
+            nothing = "nothing" if self._proven_to_clash() else "nothing that was found"
             raise InfeasibleError(
-                f"nothing in {self.space.name} meets all of {'; '.join(map(str, self.cost_limits))}; nearest feasible: {needs}"
+                f"{nothing} in {self.space.name} meets all of {'; '.join(map(str, self.cost_limits))}; nearest feasible: {needs}"
             )
         return nearest_ones.population[nearest_ones.objectives[:, 0] == 0]
 
-    def _cheapest(self, limit: Limit) -> NDArray[np.int16]:
-        best: NDArray[np.int16] = self._evolve(lambda population: self.values(limit, population)).population[0]
-        return best
+    def _extremes(self, limit: Limit) -> Population:
+        """Return the cheapest network and the most expensive one: exactly for a sum over blocks, else the cheapest as evolved."""
+        model = self.costs[limit.key]
+        if _is_sum(model):
+            tables = cost_tables(self.space, model)
+            # of blocks without a price a network is neither the cheapest nor the most expensive one
+            turned = [(columns, np.where(np.isinf(table), np.inf, -table)) for columns, table in tables]
+            found = [cheapest(self.space, some) for some in (tables, turned)]
+            if all(found):
+                return np.concatenate([row for _, row in filter(None, found)])
+        return self._evolve(lambda population: self.values(limit, population)).population[:1]
+
+    def _proven_to_clash(self) -> bool:
+        """Tell whether it is proven that no network meets all limits."""
+        priced = [(self.costs[limit.key], limit.bound / _margin(self.costs[limit.key])) for limit in self.cost_limits]
+        sums = [(model, bound) for model, bound in priced if _is_sum(model) and bound > model.offset]
+        return len(sums) > 1 and exclude_each_other(self.space, sums)
 
     def _evolve(self, minimised: Callable[[Population], NDArray[np.float64]]) -> Found:
         """Return the architectures with the smallest values, the smallest first."""
@@ -181,6 +199,15 @@ class Constraints:
         start = self.space.encode([self.space.smallest, self.space.largest])
         strategy = Evolution(self.space, np.random.default_rng(0), batch=200, start=start, islands=1)
         return optimise(self.space, judge, strategy, evaluations=8_000, most=200)
+
+
+def _is_sum(model: CostModel) -> TypeGuard[AdditiveCost]:
+    return isinstance(model, CountCost | SizeCost) or (isinstance(model, LatencyTable) and not isinstance(model, TableBySize))
+
+
+def _margin(model: CostModel) -> float:
+    """Return by which factor limits are held tighter than a cost is predicted."""
+    return 1 + (model.margin or 0.0) if isinstance(model, LatencyTable) else 1.0
 
 
 def upper(model: CostModel, population: Population) -> NDArray[np.float64]:

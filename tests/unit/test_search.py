@@ -300,6 +300,6 @@ def test_limits_that_exclude_each_other_say_so_together():
     limits = tuple(map(parse_limit, ("macs <= 0.3M", "params <= 0.3M")))
     contradictory = Constraints(space, limits, {"macs": CountCost("macs", space), "params": Inverse()})
     with pytest.raises(
-        InfeasibleError, match=r"nothing in mbv3_tiny_image meets all of .*; nearest feasible: macs <= .*params <= "
+        InfeasibleError, match=r"nothing that was found in mbv3_tiny_image meets all of .*; nearest feasible: macs <= .*params <= "
     ):
         contradictory.require_feasible()
