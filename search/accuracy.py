@@ -65,6 +65,8 @@ class JournalledAccuracy(ABC):
         self.space, self.on_result = space, on_result
         self._gave_up: set[str] = set()  # this search asks no second time; the next one may
         self.journal = journal if isinstance(journal, Journal) else Journal(journal, field=field)
+        if self.journal.field != field:
+            raise OfaError(f"{self.journal.path}: opened as a journal of {self.journal.field}, expected one of {field}")
 
     def __call__(self, archs: Sequence[ArchConfig]) -> NDArray[np.float64]:
         """Return the accuracy, (n,), measuring what the journal does not hold."""

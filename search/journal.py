@@ -94,6 +94,7 @@ class Journal:
         try:
             import fcntl
         except ImportError:  # Windows
+            self.refresh()
             yield
             return
         with contextlib.ExitStack() as stack:

@@ -165,7 +165,7 @@ def test_a_journal_in_a_directory_of_somebody_else_is_read(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def run(tmp_path_factory):
     """A run with weights and nothing else."""
     out = tmp_path_factory.mktemp("run") / "digits"
     return train_supernet("mbv3_tiny_image", "digits", out, config=TrainConfig(epochs=1, batch_size=64))
@@ -179,13 +179,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_workers_measure_what_this_process_measures(trained, tmp_path, one_thread):
+def test_workers_measure_what_this_process_measures(run, tmp_path, one_thread):
     archs = draw(10)
     told = {}
-    here = SupernetAccuracy(trained, tmp_path / "here.jsonl", on_result=told.__setitem__)
+    here = SupernetAccuracy(run, tmp_path / "here.jsonl", on_result=told.__setitem__)
     expected = here(archs)
     with Engine("joblib:2") as engine:
-        there = SupernetAccuracy(trained, tmp_path / "there.jsonl", engine=engine)
+        there = SupernetAccuracy(run, tmp_path / "there.jsonl", engine=engine)
         found = there(archs)
     assert [value.hex() for value in found.tolist()] == [value.hex() for value in expected.tolist()]
     assert told == dict(zip(archs, expected.tolist(), strict=True))
@@ -195,44 +195,54 @@ def test_workers_measure_what_this_process_measures(trained, tmp_path, one_threa
     assert set(here.all_known()) == set(archs)
 
 
-def test_the_key_of_a_trial_stays_what_it_was(trained, tmp_path):
+def test_the_key_of_a_trial_stays_what_it_was(run, tmp_path):
     import hashlib
     from dataclasses import asdict
 
     arch = SPACE.smallest
-    data = {name: value for name, value in asdict(trained.data).items() if name != "source"}
+    data = {name: value for name, value in asdict(run.data).items() if name != "source"}
     protocol = {"calibration_images": 1000, "precision": "fp32", "validation_images": 5000}
-    context = json.dumps(["mbv3_tiny_image", trained.weights_sha256, data, protocol], sort_keys=True)
+    context = json.dumps(["mbv3_tiny_image", run.weights_sha256, data, protocol], sort_keys=True)
     key = hashlib.sha256(f"{context}|{arch.values!r}".encode()).hexdigest()[:32]
     path = tmp_path / "trials.jsonl"
     path.write_text(json.dumps({"key": key, "values": list(arch.values), "top1": 0.123}) + "\n")
-    model = SupernetAccuracy(trained, path)
+    model = SupernetAccuracy(run, path)
     assert model([arch]).tolist() == [0.123]
     assert model.all_known() == [arch]
     assert isinstance(model, AccuracyModel)
     assert not isinstance(model, PopulationAccuracy)
 
 
-def test_another_weights_trials_are_not_believed(trained, tmp_path):
+@pytest.mark.parametrize("engine", [None, "joblib:1"])
+def test_weights_that_change_while_they_are_measured_are_noticed(run, tmp_path, engine):
+    model = SupernetAccuracy(run, tmp_path / "trials.jsonl", engine=engine)
+    model._weights_sha256 = "0" * 64  # as if another checkpoint had been the newest a moment ago
+    with pytest.raises(OfaError, match="was trained further while its subnets were measured"):
+        model([SPACE.smallest])
+    model.engine.close()
+    assert not (tmp_path / "trials.jsonl").exists()
+
+
+def test_another_weights_trials_are_not_believed(run, tmp_path):
     path = tmp_path / "trials.jsonl"
     archs = draw(3)
     records = [{"key": f"{i:032x}", "values": list(arch.values), "top1": 0.5} for i, arch in enumerate(archs)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    model = SupernetAccuracy(trained, path)
+    model = SupernetAccuracy(run, path)
     assert model.count_known(archs) == 0
     assert model.all_known() == []
 
 
-def test_ten_thousand_trials_are_read_in_less_than_a_second(trained, tmp_path):
+def test_ten_thousand_trials_are_read_in_less_than_a_second(run, tmp_path):
     path = tmp_path / "trials.jsonl"
-    model = SupernetAccuracy(trained, path)
+    model = SupernetAccuracy(run, path)
     archs = draw(10_000)
     keys = model._keys(archs)
     with path.open("w") as file:
         for key, arch in zip(keys, archs, strict=True):
             file.write(json.dumps({"key": key, "values": list(arch.values), "top1": 0.5}) + "\n")
     began = time.process_time()
-    model = SupernetAccuracy(trained, path)
+    model = SupernetAccuracy(run, path)
     assert model.all_known() == archs
     assert time.process_time() - began < 1.0
     assert model.count_known(archs[:100]) == 100
@@ -414,6 +424,7 @@ def test_scores_of_any_scale_are_kept_apart_from_top1(path):
         ({"timeout_s": math.nan}, "timeout_s is nan"),
         ({"engine": "threads"}, "engine 'threads': expected in-process"),
         ({"name": None}, "has no name of its own"),
+        ({"scale": "any", "journal": Journal(None)}, "opened as a journal of top1, expected one of score"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
