@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from ofa.space import Population
 from ofa.spaces import get_space
 from search.constraints import Constraints
 from search.formats import MitPredictor, load_mit_predictor
+from search.predictor import AccuracyPredictor, fit_predictor
 from search.repair import repairer
 
 EVALUATED = 50_100
+FITTED = 300  # networks that our own predictors are fitted to
 NAIVE = 2_000  # architectures through the naive way: all of them would take its readers' patience
 BATCH = 100  # of the naive way's predictor, as in the tutorial
 DRAWN = 200_000
@@ -60,11 +63,18 @@ def main() -> None:
     np.testing.assert_allclose(finder(finder.draw(small)), [predictor.predict(small), table.predict(small)], rtol=1e-5)
     macs = CountCost("macs", space).block_values
 
+    def fitted(kind: str) -> AccuracyPredictor:
+        return fit_predictor(space, small[:FITTED], predictor.predict(small[:FITTED]), kinds=[kind])
+
     tasks: dict[str, tuple[int, Callable[[], object]]] = {
         "MIT's predictor": (EVALUATED, lambda: predictor.predict(population)),
         "Note10 tables": (EVALUATED, lambda: table.predict(population)),
         "predictor and tables": (EVALUATED, lambda: (predictor.predict(population), table.predict(population))),
         "predictor and tables, a dict at a time": (NAIVE, lambda: finder(finder.draw(small))),
+        **{
+            f"top-1 by {kind}, fitted to {FITTED}": (EVALUATED, partial(fitted(kind).predict, population))
+            for kind in ("gaussian_process", "ridge")
+        },
         "sample, in canonical form": (DRAWN, lambda: space.sample(rng, DRAWN)),
         "canonical form alone": (DRAWN, lambda: space.canonical(draws)),
         "mutate": (DRAWN, lambda: space.mutate(draws, rng, 0.1)),

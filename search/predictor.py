@@ -19,9 +19,9 @@ from search.regressors import Regressor, get_regressor
 from search.scale import Scale
 
 # The first is kept unless another ranks better by more than chance. The process holds the ridge as a special case, and is at the
-# front on every table; MACs alone come last, since they teach a search nothing new. The others (blend, random_forest,
-# gradient_boosting, mlp, torch_mlp) take longer to fit or to predict, and are asked for by name.
-DEFAULT_KINDS = ("gaussian_process", "ridge", "ridge_pairs", "macs")
+# front on every table; MACs alone come last, since they teach a search nothing new. The others take longer to fit or to predict
+# (blend, random_forest, gradient_boosting, mlp, torch_mlp) or are often lucky with few networks (ridge_pairs): ask by name.
+DEFAULT_KINDS = ("gaussian_process", "ridge", "macs")
 MIN_NETWORKS = 10
 FEW = 60  # networks, up to which ten folds are used instead of five
 CHUNK = 4096  # architectures encoded at a time
@@ -108,7 +108,7 @@ def fit_predictor(
     Args:
         population: (n, dimensions), n >= 10.
         measured: (n,) top-1.
-        kinds: names of search.regressors, the most welcome first; None = DEFAULT_KINDS, without those that do not suit the space.
+        kinds: names of search.regressors, the most welcome first; None = DEFAULT_KINDS that suit the space.
         costs: costs that help to predict accuracy, by name; None = parameters and MACs where the space has blocks.
     Raises:
         ValueError: for fewer than ten subnets, or numbers that are not finite.
@@ -189,10 +189,10 @@ def _cross_validate(kind: str, features: Features, inputs: Inputs, measured: Val
 
 
 def _first_of_the_best(predicted: Sequence[Values], measured: Values) -> int:
-    """Return the first of several that ranks worse than the best by no more than the standard error of their difference."""
+    """Return the first of several that ranks worse than the best by no more than two standard errors of their difference."""
     order = np.sign(measured[:, None] - measured)
     # share of the other networks to which each one is ranked right minus those to which it is ranked wrong
     agreed = [(np.sign(p[:, None] - p) * order).sum(1) / (len(measured) - 1) for p in predicted]
     best = agreed[int(np.argmax([a.mean() for a in agreed]))]
-    errors = [2 * (best - a).std() / len(measured) ** 0.5 for a in agreed]  # twice: every pair counts in two rows
-    return next(i for i, a in enumerate(agreed) if best.mean() - a.mean() <= errors[i])
+    errors = [2 * (best - a).std() / len(measured) ** 0.5 for a in agreed]  # doubled, since every pair counts in two rows
+    return next(i for i, a in enumerate(agreed) if best.mean() - a.mean() <= 2 * errors[i])
