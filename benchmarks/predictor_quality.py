@@ -85,19 +85,23 @@ def report(task: Task, sizes: Sequence[int], kinds: Sequence[str], seeds: int, h
         print(f"| networks measured | {' | '.join(map(str, sizes))} |\n|---|{'---|' * len(sizes)}")
         for row, name in zip(taus.mean(2), rows, strict=True):
             print(f"| {name} | {' | '.join(f'{whole:.3f} / {top:.3f}' for whole, top in row)} |")
-        gain = taus[1, ..., 0] - taus[0, ..., 0]  # (sizes, seeds)
-        error = gain.std(1, ddof=1) / seeds**0.5 if seeds > 1 else np.zeros(len(sizes))
-        lost = [str(n) for n, mean, e in zip(sizes, gain.mean(1), error, strict=True) if mean <= 2 * e]
-        print(
-            f"\nThe chosen predictor does NOT rank better than MACs alone with {', '.join(lost)} networks."
-            if lost
-            else "\nThe chosen predictor ranks better than MACs alone at every size, by more than two standard errors."
-        )
+        print()
+        for part, where in enumerate(("over all networks", f"among the best {TOP:.0%}")):
+            print(compare(taus[1, ..., part] - taus[0, ..., part], sizes, where))
     print(
         f"\nChosen of {', '.join(DEFAULT_KINDS)}:",
         "; ".join(f"{n}: {c}" for n, c in zip(sizes, choices, strict=True)),
         flush=True,
     )
+
+
+def compare(gains: NDArray[np.float64], sizes: Sequence[int], where: str) -> str:
+    """Say where the chosen predictor does not beat MACs, of the differences of tau, (sizes, seeds)."""
+    error = gains.std(1, ddof=1) / gains.shape[1] ** 0.5 if gains.shape[1] > 1 else np.zeros(len(sizes))
+    lost = [str(n) for n, mean, e in zip(sizes, gains.mean(1), error, strict=True) if mean <= 2 * e]
+    if lost:
+        return f"The chosen predictor does NOT rank better than MACs alone {where} with {', '.join(lost)} measured."
+    return f"The chosen predictor ranks better than MACs alone {where} at every size, by more than two standard errors."
 
 
 def predict(kind: str, task: Task, train: NDArray[np.int64], test: NDArray[np.int64], seed: int) -> Values:

@@ -141,7 +141,8 @@ def suiting(space, kinds):
     + [(CHOICES, kind) for kind in suiting(CHOICES, list_regressors())],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_every_kind_ranks_networks_that_it_never_saw(space, kind):
+def test_every_kind_ranks_networks_that_it_never_saw(space, kind, monkeypatch):
+    monkeypatch.setattr("search.regressors.torch_mlp.STEPS", 150)  # enough here, a quarter of the time
     population, top1 = teach(space, np.random.default_rng(1), 60)
     features = Features(space)
     scale = Scale.of(top1)
