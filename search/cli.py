@@ -37,9 +37,7 @@ def search(
     run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` made; with --space it may be a new one.")],
     where: Annotated[
         list[str] | None,
-        typer.Option(
-            help='A limit, e.g. "latency@pi4 <= 12ms", "params <= 1.5M", "macs <= 60%"; repeat for more.'
-        ),
+        typer.Option(help='A limit, e.g. "latency@pi4 <= 12ms", "params <= 1.5M", "macs <= 60%"; repeat for more.'),
     ] = None,
     maximize: Annotated[list[str] | None, typer.Option("--max", help="accuracy, which is also the default.")] = None,
     minimize: Annotated[

@@ -62,22 +62,24 @@ class Constraints:
     costs: Mapping[str, CostModel]  # by Limit.key; none for a limit on top1
 
     @classmethod
-    def for_run(cls, run: Run, texts: Sequence[str]) -> Constraints:
+    def for_run(cls, run: Run, texts: Sequence[str], known: Mapping[str, CostModel] | None = None) -> Constraints:
         """Read limits and the tables they need; "macs <= 60%" is a share of what the largest network costs.
 
+        Args:
+            known: further cost models by Limit.key, such as those of a table of accuracies.
         Raises:
             OfaError: for a limit that cannot be read, a device without a table, or two limits on one quantity.
         """
         costs: dict[str, CostModel] = {}
 
         def largest(limit: Limit) -> float:
-            model = costs.setdefault(limit.key, cost_model(run, limit))
+            model = costs.setdefault(limit.key, cost_model(run, limit, known))
             return float(upper(model, run.space.encode([run.space.largest]))[0])
 
         limits = tuple(parse_limit(text, largest=largest) for text in texts)
         for limit in limits:
             if limit.quantity != "top1" and limit.key not in costs:
-                costs[limit.key] = cost_model(run, limit)
+                costs[limit.key] = cost_model(run, limit, known)
         return cls.of(run.space, limits, costs)
 
     @classmethod
@@ -217,12 +219,19 @@ def upper(model: CostModel, population: Population) -> NDArray[np.float64]:
     return np.nan_to_num(model.predict(population), nan=np.inf, posinf=np.inf)
 
 
-def cost_model(run: Run, limit: Limit) -> CostModel:
+def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = None) -> CostModel:
     """Return what prices a limit's quantity in a run.
 
     Raises:
         OfaError: for a device that the run has no usable table of.
     """
+    if known and limit.key in known:
+        return known[limit.key]
+    if not run.space.slots and limit.quantity in ("macs", "params", "memory", "size"):
+        raise OfaError(
+            f"limit {str(limit)!r}: {run.space.name} is known by its choices alone, its {limit.quantity} cannot be counted; "
+            "give a table of accuracies that has a column of them"
+        )
     if limit.quantity in ("macs", "params"):
         return CountCost(limit.quantity, run.space)
     if limit.quantity == "memory":
@@ -232,9 +241,9 @@ def cost_model(run: Run, limit: Limit) -> CostModel:
     path = run.latency_path(str(limit.device))
     if not path.exists():
         have = sorted(p.stem for p in path.parent.glob("*.json"))
-        known = f"tables of this run: {', '.join(have)}" if have else "this run has no table yet"
+        tables = f"tables of this run: {', '.join(have)}" if have else "this run has no table yet"
         raise OfaError(
-            f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {known}; "
+            f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {tables}; "
             f"measure it: ofa profile {run.path} --device {limit.device}"
         )
     model = open_latency(path, run.space)

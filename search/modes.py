@@ -17,7 +17,7 @@ from ofa.space import Population
 from search.accuracy import AccuracyModel, JournalledAccuracy, PopulationAccuracy
 from search.active import Trials, active_rounds
 from search.measuring import Measuring
-from search.optimise import Found, optimise
+from search.optimise import Found, exhaust, optimise
 from search.predictor import AccuracyPredictor, fit_predictor
 from search.problem import Problem
 
@@ -77,9 +77,15 @@ def _search_cheap(run: Run, problems: Sequence[Problem], model: PopulationAccura
                 done = found.evaluations
                 return True
 
-            batch = min(2048, max(16, budget // 8))
-            strategy = problem.strategy(plan.strategy, np.random.default_rng(plan.seed), batch=batch)
-            found = optimise(problem.field, problem.judge(model.predict), strategy, evaluations=budget, most=KEPT, on_batch=show)
+            judge = problem.judge(model.predict)
+            if problem.field.size() <= budget:
+                found = exhaust(problem.field, judge, most=KEPT)
+                advance(budget, note=_note(problem, found))
+                say(f"all {found.evaluations} networks were judged: none is better than what is returned")
+            else:
+                batch = min(2048, max(16, budget // 8))
+                strategy = problem.strategy(plan.strategy, np.random.default_rng(plan.seed), batch=batch)
+                found = optimise(problem.field, judge, strategy, evaluations=budget, most=KEPT, on_batch=show)
             rows = problem.field.widen(found.population)
             trials.add(rows, model.predict(rows), 0)
             judged += found.evaluations

@@ -13,6 +13,7 @@ from search.pareto import non_dominated
 from search.strategies import Strategy
 
 Judge = Callable[[Population], tuple[NDArray[np.float64], NDArray[np.float64]]]  # -> objectives (n, m), violation (n,)
+CHUNK = 8192  # networks judged at a time
 MOST_IDLE = 50  # batches in a row without anything new: a strategy that has seen its whole space
 
 
@@ -82,6 +83,18 @@ def optimise(
     if found is None:
         raise ValueError(f"evaluations is {evaluations}, expected at least 1, and a strategy that asks something")
     return found.best(space, most)
+
+
+def exhaust(space: SearchSpace, judge: Judge, *, most: int = 512) -> Found:
+    """Judge every network of a small space: what is best there is proven to be."""
+    everything = space.everything()
+    found: Found | None = None
+    for start in range(0, len(everything), CHUNK):
+        rows = everything[start : start + CHUNK]
+        part = Found(rows, *judge(rows), start + len(rows))
+        found = (part if found is None else found.joined(part)).best(space, most)
+    assert found is not None  # a space has a network
+    return found
 
 
 class _Memory:

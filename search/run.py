@@ -26,6 +26,7 @@ from search.rewards import REWARDS
 from search.sources import open_accuracy
 from search.strategies import get_strategy
 from search.tables import show_ranges
+from search.tabular import TabularAccuracy
 
 JOURNAL = "trials.jsonl"
 RESERVED = ("best", "front.json", "front.csv", "menu.json", "menu.csv", "predictor.json", JOURNAL)  # no folders of targets
@@ -117,17 +118,19 @@ def search_targets(
             f"{run.path}: its space holds one network, expected at least 2 to search; "
             "export it as it is: ofa export arch.json --run RUN -o OUT"
         )
-    constraints = {name: Constraints.for_run(run, limits) for name, limits in targets.items()}
-    _check_reward(reward, constraints.values(), objectives)
     model = _open(run, accuracy, engine, timeout_s)
-    problems, infeasible = _problems(run, constraints, objectives, model, reward)
+    known = model.costs if isinstance(model, TabularAccuracy) else {}
+    constraints = {name: Constraints.for_run(run, limits, known) for name, limits in targets.items()}
+    _check_reward(reward, constraints.values(), objectives)
+    wanted = {o.key: cost_model(run, o.limit, known) for o in objectives if not o.maximize}
+    problems, infeasible = _problems(constraints, objectives, wanted, model, reward)
     if not problems:
         raise InfeasibleError(" | ".join(found.reason for found in infeasible.values()))
     trials, fitted, evaluations = spend(run, list(problems.values()), model, plan)
     if not trials.told.any():
         raise OfaError("no accuracy could be told of any network, so there is nothing to choose from")
     results: dict[str, SearchResult | InfeasibleTarget] = dict(infeasible)
-    costs = _reported_costs(run, problems.values())
+    costs = _reported_costs(run, known, problems.values())
     for name, problem in problems.items():
         outcome = Outcome(problem, trials, fitted, costs, plan.strategy, _describe(accuracy), evaluations)
         found = make_result(run, outcome, run.path / "search" / names[name] if names[name] else run.path / "search")
@@ -188,21 +191,20 @@ def _describe(accuracy: Accuracy) -> str:
 
 
 def _problems(
-    run: Run,
     constraints: Mapping[str, Constraints],
     objectives: tuple[Objective, ...],
+    wanted: Mapping[str, CostModel],
     model: object,
     reward: str | None,
 ) -> tuple[dict[str, Problem], dict[str, InfeasibleTarget]]:
     """Show how the limits lie in the space, and set up every target that can be met."""
-    wanted = {o.key: cost_model(run, o.limit) for o in objectives if not o.maximize}
     show_ranges({name: found.ranges for name, found in constraints.items()})
     problems: dict[str, Problem] = {}
     infeasible: dict[str, InfeasibleTarget] = {}
-    known = model.predict if isinstance(model, PopulationAccuracy) else None
+    predict = model.predict if isinstance(model, PopulationAccuracy) else None
     for name, found in constraints.items():
         try:
-            problems[name] = Problem.of(name, found, objectives, wanted, accuracy=known, reward=reward)
+            problems[name] = Problem.of(name, found, objectives, wanted, accuracy=predict, reward=reward)
         except InfeasibleError as error:
             infeasible[name] = InfeasibleTarget(name, tuple(map(str, found.limits)), str(error))
             if len(constraints) > 1:
@@ -212,9 +214,10 @@ def _problems(
     return problems, infeasible
 
 
-def _reported_costs(run: Run, problems: Iterable[Problem]) -> dict[str, CostModel]:
-    """MACs, parameters and the latency on every device that the run has a table of."""
-    costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in ("macs", "params")}
+def _reported_costs(run: Run, known: Mapping[str, CostModel], problems: Iterable[Problem]) -> dict[str, CostModel]:
+    """MACs, parameters, what a table of accuracies knows, and the latency on every device that the run has a table of."""
+    costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in ("macs", "params") if run.space.slots}
+    costs |= dict(known)
     for path in sorted((run.path / "latency").glob("*.json")):
         try:
             costs[f"latency@{path.stem}"] = open_latency(path, run.space)

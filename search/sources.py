@@ -60,7 +60,7 @@ def open_accuracy(
     if text.endswith(".csv"):
         from search.tabular import read_accuracy_csv
 
-        return read_accuracy_csv(Path(text), space).accuracy
+        return read_accuracy_csv(Path(text), space)
     if text.endswith(".npz"):
         from search.formats.mit_predictor import load_mit_predictor
 

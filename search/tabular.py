@@ -11,7 +11,6 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -76,9 +75,10 @@ class TableRows:
 class TabularAccuracy:
     """Top-1 from a table, NaN where it does not hold a network: cheap, so that a search asks it directly."""
 
-    def __init__(self, rows: TableRows, top1: NDArray[np.float64]) -> None:
-        """Hold a column of a table, (n,)."""
+    def __init__(self, rows: TableRows, top1: NDArray[np.float64], costs: Mapping[str, TabularCost] | None = None) -> None:
+        """Hold a column of a table, (n,), and what else the table knows: costs by TabularCost.key."""
         self.rows, self.space, self._values = rows, rows.space, rows.spread(top1)
+        self.costs = dict(costs or {})
 
     def __call__(self, archs: Sequence[ArchConfig]) -> NDArray[np.float64]:
         """Return top-1, (n,)."""
@@ -116,15 +116,7 @@ class TabularCost:
         return self._values[self.rows.find(population)]
 
 
-@dataclass(frozen=True)
-class AccuracyTable:
-    """What a table holds."""
-
-    accuracy: TabularAccuracy
-    costs: Mapping[str, TabularCost]  # by TabularCost.key
-
-
-def read_accuracy_csv(path: Path, space: SearchSpace) -> AccuracyTable:
+def read_accuracy_csv(path: Path, space: SearchSpace) -> TabularAccuracy:
     """Read a table of networks.
 
     Raises:
@@ -143,7 +135,7 @@ def read_accuracy_csv(path: Path, space: SearchSpace) -> AccuracyTable:
         if column in COSTS:
             cost = TabularCost(COSTS[column], rows, values[keep], device=device or None)
             costs[cost.key] = cost
-    return AccuracyTable(TabularAccuracy(rows, accuracy[keep]), costs)
+    return TabularAccuracy(rows, accuracy[keep], costs)
 
 
 def _read_cells(path: Path) -> tuple[list[str], NDArray[np.int64], list[list[str]]]:

@@ -92,7 +92,7 @@ def test_a_csv_table_is_read(tmp_path, capsys):
     )
     table = read_accuracy_csv(write(tmp_path, text), SMALL)
     archs = [SMALL.arch(depth=2, width=1.0, second__op="conv"), SMALL.arch(depth=1, width=0.5), SMALL.largest]
-    np.testing.assert_allclose(table.accuracy(archs), [0.915, 0.12, math.nan])
+    np.testing.assert_allclose(table(archs), [0.915, 0.12, math.nan])
     assert table.costs.keys() == {"latency@pi4", "energy@pi4", "macs", "params"}
     latency: CostModel = table.costs["latency@pi4"]
     assert latency.quantity == "latency"

@@ -13,7 +13,7 @@ from ofa.spaces import get_space
 from search.choice_space import ChoiceSpace
 from search.constraints import Constraints, InfeasibleError
 from search.objectives import parse_objectives
-from search.optimise import optimise
+from search.optimise import exhaust, optimise
 from search.repair import repairer
 from search.strategies import get_strategy
 from search.strategies.evolution import Evolution
@@ -141,6 +141,20 @@ def test_optimise_returns_the_front_of_several_objectives_and_ends_with_a_space(
     found = optimise(space, judge, get_strategy("nsga2")(space, np.random.default_rng(0), batch=16), evaluations=10_000)
     assert found.evaluations <= space.size()
     np.testing.assert_array_equal(found.population, [[3, 8]])
+
+
+def test_exhausting_a_space_gives_its_best_or_its_front():
+    space = ChoiceSpace("two", (Dimension("a", tuple(range(120))), Dimension("b", tuple(range(110)))))
+
+    def judge(population):
+        return np.abs(population - [[3, 8]]).astype(float), (population[:, 0] < 5).astype(float)
+
+    found = exhaust(space, judge)
+    assert found.evaluations == space.size()
+    np.testing.assert_array_equal(found.population, [[5, 8]])
+    single = exhaust(space, lambda p: (judge(p)[0][:, :1], judge(p)[1]), most=3)
+    assert len(single.population) == 3
+    assert (single.population[:, 0] == 5).all()
 
 
 def test_unknown_strategies_are_refused_by_name():
@@ -300,6 +314,7 @@ def test_limits_that_exclude_each_other_say_so_together():
     limits = tuple(map(parse_limit, ("macs <= 0.3M", "params <= 0.3M")))
     contradictory = Constraints(space, limits, {"macs": CountCost("macs", space), "params": Inverse()})
     with pytest.raises(
-        InfeasibleError, match=r"nothing that was found in mbv3_tiny_image meets all of .*; nearest feasible: macs <= .*params <= "
+        InfeasibleError,
+        match=r"nothing that was found in mbv3_tiny_image meets all of .*; nearest feasible: macs <= .*params <= ",
     ):
         contradictory.require_feasible()
