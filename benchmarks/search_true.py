@@ -50,9 +50,8 @@ def main() -> None:
         result = found[name]
         assert isinstance(result, SearchResult)
         print(f"| {name} | best of {args.random} random | {random[name][1]:.4f} | {on_test(run, random[name][0]):.4f} |")
-        print(
-            f"| {name} | search, {args.evals} measured for all limits | {result.best.top1:.4f} | {on_test(run, result.best.arch):.4f} |"
-        )
+        best = result.best
+        print(f"| {name} | search, {args.evals} measured for all limits | {best.top1:.4f} | {on_test(run, best.arch):.4f} |")
 
 
 def on_test(run: Run, arch: ArchConfig) -> float:

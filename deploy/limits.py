@@ -93,7 +93,7 @@ def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None) -
     units = UNITS[quantity]
     share = unit == "%" and quantity != "top1"
     if share and largest is None:
-        raise LimitError(f"limit {text!r}: a share of the largest network has a meaning in a search alone; write a number with a unit")
+        raise LimitError(f"limit {text!r}: only a search knows a share of the largest network; write a number with a unit")
     if unit not in units and not share:
         given = f"unknown unit {unit!r}" if unit else "no unit"
         raise LimitError(f"limit {text!r}: {given}; write the number with one of: {', '.join(u for u in units if u)}")

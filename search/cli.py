@@ -50,7 +50,7 @@ def search(
         str | None, typer.Option(help='The best network at each of many limits, e.g. "latency@pi4: 4ms..20ms x9".')
     ] = None,
     evals: Annotated[
-        int | None, typer.Option(help="Networks to measure; default 100, or 300,000 where a table or predictor tells accuracy.")
+        int | None, typer.Option(help="Networks to measure; default 100, or 200,000 where a table or predictor tells accuracy.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Times that the predictor is fitted again and says what to measure next.")] = 6,
     strategy: Annotated[
@@ -113,11 +113,11 @@ def search(
     )
     if len(wanted) > 1:
         show_menu(found)
-    for name, result in found.items():
-        if not isinstance(result, InfeasibleTarget):
+    for result in found.values():
+        if len(wanted) == 1 and not isinstance(result, InfeasibleTarget):
             costs = ", ".join(describe_cost(key, value) for key, value in result.best.costs.items())
             told = "on validation images" if result.accuracy == "supernet" else f"by {result.accuracy}"
-            say(f"{name or 'best'}: top-1 {result.best.top1:.4f} {told}, {costs}  -> {result.path / 'best'}")
+            say(f"best: top-1 {result.best.top1:.4f} {told}, {costs}  -> {result.path / 'best'}")
     if json:
         summaries = {name: _summary(result) for name, result in found.items()}
         print_json({"targets": summaries} if len(wanted) > 1 else summaries.popitem()[1])

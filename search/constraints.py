@@ -219,17 +219,21 @@ def upper(model: CostModel, population: Population) -> NDArray[np.float64]:
     return np.nan_to_num(model.predict(population), nan=np.inf, posinf=np.inf)
 
 
-def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = None) -> CostModel:
+def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = None, *, asked: str = "") -> CostModel:
     """Return what prices a limit's quantity in a run.
 
+    Args:
+        known: further cost models by Limit.key.
+        asked: what the user wrote, for errors; "" = the limit.
     Raises:
         OfaError: for a device that the run has no usable table of.
     """
+    asked = asked or f"limit {str(limit)!r}"
     if known and limit.key in known:
         return known[limit.key]
     if not run.space.slots and limit.quantity in ("macs", "params", "memory", "size"):
         raise OfaError(
-            f"limit {str(limit)!r}: {run.space.name} is known by its choices alone, its {limit.quantity} cannot be counted; "
+            f"{asked}: {run.space.name} is known by its choices alone, its {limit.quantity} cannot be counted; "
             "give a table of accuracies that has a column of them"
         )
     if limit.quantity in ("macs", "params"):
@@ -243,7 +247,7 @@ def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = N
         have = sorted(p.stem for p in path.parent.glob("*.json"))
         tables = f"tables of this run: {', '.join(have)}" if have else "this run has no table yet"
         raise OfaError(
-            f"limit {str(limit)!r}: no latency table of device {limit.device!r}; {tables}; "
+            f"{asked}: no latency table of device {limit.device!r}; {tables}; "
             f"measure it: ofa profile {run.path} --device {limit.device}"
         )
     model = open_latency(path, run.space)
@@ -251,5 +255,5 @@ def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = N
         require_usable(model, path)
         return EnergyCost(model) if limit.quantity == "energy" else model
     if limit.quantity == "energy":
-        raise OfaError(f"limit {str(limit)!r}: {path} was fitted to latencies and holds no energy; limit latency@{limit.device}")
+        raise OfaError(f"{asked}: {path} was fitted to latencies and holds no energy; limit latency@{limit.device}")
     return model

@@ -15,14 +15,14 @@ from ofa.progress import progress, say
 from ofa.run_dir import Run
 from ofa.space import Population
 from search.accuracy import AccuracyModel, JournalledAccuracy, PopulationAccuracy
-from search.active import Trials, active_rounds
+from search.active import Trials, active_rounds, best_of
 from search.measuring import Measuring
 from search.optimise import Found, exhaust, optimise
 from search.predictor import AccuracyPredictor, fit_predictor
 from search.problem import Problem
 
 EVALS = 100  # measured networks, unless told
-PREDICTIONS = 300_000  # networks judged where judging is cheap, unless told
+PREDICTIONS = 200_000  # networks judged where judging is cheap, unless told
 PROPOSAL = 30_000  # networks that a predictor judges for each proposal
 DESIGN = 0.4  # share of measurements that teach the predictor about the whole space
 FEWEST = 10  # networks that a predictor needs
@@ -84,7 +84,8 @@ def _search_cheap(run: Run, problems: Sequence[Problem], model: PopulationAccura
                 say(f"all {found.evaluations} networks were judged: none is better than what is returned")
             else:
                 batch = min(2048, max(16, budget // 8))
-                strategy = problem.strategy(plan.strategy, np.random.default_rng(plan.seed), batch=batch)
+                start = problem.field.narrow(trials.population[best_of(problem, trials)[: batch // 4]]) if len(trials) else None
+                strategy = problem.strategy(plan.strategy, np.random.default_rng(plan.seed), batch=batch, start=start)
                 found = optimise(problem.field, judge, strategy, evaluations=budget, most=KEPT, on_batch=show)
             rows = problem.field.widen(found.population)
             trials.add(rows, model.predict(rows), 0)

@@ -94,7 +94,7 @@ def search_targets(
         maximize: "accuracy", which is also meant if nothing else is wanted.
         minimize: costs to be small, e.g. ["latency@pi4"]; with accuracy, the result is a front.
         strategy: a name of search.strategies; None = evolution, or nsga2 where there are several objectives.
-        evals: networks to measure at most, beyond those of the journal that the design finds there; None = 100, or 300,000
+        evals: networks to measure at most, beyond those of the journal that the design finds there; None = 100, or 200,000
             where accuracy is a table or a predictor.
         rounds: how often the predictor is fitted again and asked what to measure next.
         predictor: "auto", a kind of search.regressors, or "none": the strategy then asks for measurements itself.
@@ -122,7 +122,7 @@ def search_targets(
     known = model.costs if isinstance(model, TabularAccuracy) else {}
     constraints = {name: Constraints.for_run(run, limits, known) for name, limits in targets.items()}
     _check_reward(reward, constraints.values(), objectives)
-    wanted = {o.key: cost_model(run, o.limit, known) for o in objectives if not o.maximize}
+    wanted = {o.key: cost_model(run, o.limit, known, asked=f"--min {o.key}") for o in objectives if not o.maximize}
     problems, infeasible = _problems(constraints, objectives, wanted, model, reward)
     if not problems:
         raise InfeasibleError(" | ".join(found.reason for found in infeasible.values()))

@@ -76,9 +76,7 @@ def test_stages_reuse_each_others_work(trained, cli, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.path, run)
     before = (run / "search" / "trials.jsonl").read_text().splitlines()
-    process = cli(
-        "search", run, "--where", "macs <= 2M", "--tag", "second", "--evals", 20, "--rounds", 1, "--json"
-    )
+    process = cli("search", run, "--where", "macs <= 2M", "--tag", "second", "--evals", 20, "--rounds", 1, "--json")
     assert process.returncode == 0, process.stderr
     assert "10 networks for the predictor, 10 of them measured before" in process.stderr
     after = (run / "search" / "trials.jsonl").read_text().splitlines()

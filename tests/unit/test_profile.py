@@ -549,9 +549,7 @@ def test_file_for_a_device_elsewhere_is_not_timed_here(trained, results, cli, tm
     shutil.copytree(trained.path, run)
     write_json(tmp_path / "results.json", results)
     assert cli("profile", run, "--merge", tmp_path / "results.json", "--as", "jetson").returncode == 0
-    process = cli(
-        "search", run, "--where", "latency@jetson <= 1ms", "--evals", 20, "--rounds", 1, "--tag", "far"
-    )
+    process = cli("search", run, "--where", "latency@jetson <= 1ms", "--evals", 20, "--rounds", 1, "--tag", "far")
     assert process.returncode == 0, process.stderr
     assert cli("export", run / "search" / "far" / "best", "-o", tmp_path / "out").returncode == 0
     process = cli("verify", tmp_path / "out" / "model.onnx", "--json")
@@ -575,9 +573,7 @@ def test_search_keeps_to_the_networks_that_a_table_prices(trained, cli, tmp_path
     run = tmp_path / "run"
     shutil.copytree(trained.path, run)
     LatencyTable(SPACE, "board", {spec: law(spec) for spec in reachable_blocks(SPACE, (8,))}).save(run / "latency" / "board.json")
-    process = cli(
-        "search", run, "--where", "latency@board <= 1s", "--evals", 20, "--rounds", 1, "--tag", "b", "--json"
-    )
+    process = cli("search", run, "--where", "latency@board <= 1s", "--evals", 20, "--rounds", 1, "--tag", "b", "--json")
     assert process.returncode == 0, process.stderr
     best = json.loads(process.stdout)
     assert SPACE.resolution(SPACE.from_json(json.loads((run / "search" / "b" / "best" / "arch.json").read_text()))) == 8
