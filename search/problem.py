@@ -15,13 +15,15 @@ from ofa.space import Population, SearchSpace
 from ofa.subspace import SubSpace
 from search.constraints import Constraints
 from search.objectives import Objective
-from search.optimise import Judge
+from search.optimise import Judge, optimise
 from search.repair import repairer
 from search.rewards import REWARDS, mnasnet_reward
 from search.strategies import Strategy, get_strategy
 
 Accuracy = Callable[[Population], NDArray[np.float64]]  # (n, dimensions) -> (n,), NaN where unknown
 SAMPLES = 20_000
+SCARCE = 0.01  # share of usable draws below which they are too few to judge options by
+TELLING = 10  # usable draws that an option should have by chance: without any, it is not usable (probability 5e-5)
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,22 @@ class Problem:
             InfeasibleError: if nothing meets the limits on costs.
         """
         space = constraints.space
-        start = space.encode([space.smallest, space.largest]) if reward else constraints.require_feasible()
+        start = None if reward else constraints.require_feasible()
 
         def usable(population: Population) -> NDArray[np.bool_]:
             known = np.isfinite(constraints.violation(population))
+            for model in costs.values():
+                known &= np.isfinite(price(model, population))
             return known if accuracy is None else known & np.isfinite(accuracy(population))
 
         field = usable_part(space, usable)
+        if start is None:
+            return cls(name, constraints, objectives, costs, field, field.encode([field.smallest, field.largest]), reward)
         feasible = field.narrow(start)
-        if not len(feasible):  # what meets the limits has no accuracy, or lies where little else is usable
-            field = SubSpace(space, {})
-            feasible = start
+        if not len(feasible):  # what meets the limits most easily is not usable
+            feasible = _meeting(field, constraints)
+        if not len(feasible):  # nor, as it seems, is anything that meets them
+            field, feasible = SubSpace(space, {}), start
         return cls(name, constraints, objectives, costs, field, feasible, reward)
 
     @property
@@ -81,11 +88,11 @@ class Problem:
         return np.column_stack(columns)
 
     def violation(self, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return by how much the limits are missed, with that on accuracy, (n,); 0 = met. A reward knows no violation."""
-        if self.reward:
-            return np.where(np.isnan(top1), np.inf, 0.0)
-        missed = self.constraints.violation(population) + self.constraints.shortfall(top1)
-        return np.where(np.isnan(top1), np.inf, missed)
+        """Return by how much the limits are missed, with that on accuracy, (n,); 0 = met. Of a reward nothing is missed.
+
+        Infinite where the accuracy, or a cost that is limited or wanted small, is unknown.
+        """
+        return self._violation(population, top1, self.values(population, top1))
 
     def judge(self, accuracy: Accuracy) -> Judge:
         """Return what judges populations of `field` for a strategy."""
@@ -93,7 +100,8 @@ class Problem:
         def verdict(population: Population) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             rows = self.field.widen(population)
             top1 = accuracy(rows)
-            return np.nan_to_num(self.values(rows, top1), nan=0.0), self.violation(rows, top1)
+            values = self.values(rows, top1)
+            return np.where(np.isfinite(values), values, 0.0), self._violation(rows, top1, values)
 
         return verdict
 
@@ -107,6 +115,10 @@ class Problem:
         limited = bool(self.constraints.cost_limits) and not self.reward
         repair = repairer(self.field, cost_violation, self.feasible, rng) if limited else None
         return get_strategy(name)(self.field, rng, batch=batch, start=begin, repair=repair)
+
+    def _violation(self, population: Population, top1: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        missed = 0.0 if self.reward else self.constraints.violation(population) + self.constraints.shortfall(top1)
+        return np.where(np.isfinite(top1) & np.isfinite(values).all(1), missed, np.inf)
 
     def _rewards(self, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:
         assert self.reward is not None
@@ -126,14 +138,37 @@ def price(model: CostModel, population: Population) -> NDArray[np.float64]:
 
 
 def usable_part(space: SearchSpace, usable: Callable[[Population], NDArray[np.bool_]]) -> SubSpace:
-    """Return the space without the options that no usable architecture has, as far as random draws can tell."""
-    drawn = space.sample(np.random.default_rng(1), SAMPLES)
+    """Return the space without the options that no usable architecture has, as far as random draws can tell.
+
+    Where few draws are usable, they say little about options, and architectures that resemble them are drawn instead.
+    """
+    rng = np.random.default_rng(1)
+    drawn = space.sample(rng, SAMPLES)
     good = usable(drawn)
+    for _ in range(3):
+        if 0 < good.mean() < SCARCE:
+            parents = drawn[good]
+            chosen = parents[rng.integers(len(parents), size=SAMPLES)]
+            drawn = np.concatenate([parents, space.mutate(chosen, rng, 2 / len(space.dimensions))])
+            good = usable(drawn)
     active = space.active(drawn)
     options = {}
     for column, dimension in enumerate(space.dimensions):
         tried = np.bincount(drawn[active[:, column], column], minlength=len(dimension.options))
         fine = np.bincount(drawn[good & active[:, column], column], minlength=len(dimension.options))
-        kept = [v for v, n, m in zip(dimension.options, tried, fine, strict=True) if m or n < SAMPLES / 1000]
+        expected = tried * good.mean()
+        kept = [v for v, n, m in zip(dimension.options, expected, fine, strict=True) if m or n < TELLING]
         options[dimension.name] = kept or list(dimension.options)
     return SubSpace(space, options if good.any() else {})
+
+
+def _meeting(field: SubSpace, constraints: Constraints) -> Population:
+    """Return architectures of `field` that meet the limits on costs, as many as a short search finds."""
+
+    def judge(population: Population) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.zeros((len(population), 1)), constraints.violation(field.widen(population))
+
+    start = field.encode([field.smallest, field.largest])
+    strategy = get_strategy("evolution")(field, np.random.default_rng(0), batch=200, start=start)
+    found = optimise(field, judge, strategy, evaluations=8_000, most=200)
+    return found.population[found.violation == 0]
