@@ -56,8 +56,8 @@ def _logger(description: str, total: int, done: int) -> Advance:
         now = time.monotonic()
         if now - last >= LOG_SECONDS:
             last = now
-            left = (now - start) / count * (total - done - count)
-            say(f"{description} {done + count}/{total}, {left / 60:.1f} min left  {latest}")
+            left = f", {(now - start) / count * (total - done - count) / 60:.1f} min left" if count else ""
+            say(f"{description} {done + count}/{total}{left}  {latest}")
 
     return advance
 

@@ -229,10 +229,7 @@ class SearchSpace(ABC):
         Up to 2^64 rows of a space have different keys for certain; of larger spaces, two of a million rows share one with a
         probability of 1e-7.
         """
-        keys = np.zeros(len(population), dtype=np.uint64)
-        for column, weight in enumerate(self._key_weights):
-            keys += population[:, column].astype(np.uint64) * weight
-        return keys
+        return np.einsum("ij,j->i", population.astype(np.uint64), self._key_weights)
 
     def distinct(self, population: Population) -> Population:
         """Return the rows without repetitions, in the order of their first appearance."""

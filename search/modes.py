@@ -23,7 +23,7 @@ from search.problem import Problem
 
 EVALS = 100  # measured networks, unless told
 PREDICTIONS = 200_000  # networks judged where judging is cheap, unless told
-PROPOSAL = 30_000  # networks that a predictor judges for each proposal
+PROPOSAL = 20_000  # networks that a predictor judges for each proposal
 DESIGN = 0.4  # share of measurements that teach the predictor about the whole space
 FEWEST = 10  # networks that a predictor needs
 KEPT = 512  # networks of a search on cheap accuracy that are reported

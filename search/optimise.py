@@ -14,7 +14,7 @@ from search.strategies import Strategy
 
 Judge = Callable[[Population], tuple[NDArray[np.float64], NDArray[np.float64]]]  # -> objectives (n, m), violation (n,)
 CHUNK = 8192  # networks judged at a time
-MOST_IDLE = 50  # batches in a row without anything new: a strategy that has seen its whole space
+MOST_ASKED = 3  # times as many as evaluations, with repetitions: then a strategy has converged
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def optimise(
     most: int = 512,
     on_batch: Callable[[Found], bool] | None = None,
 ) -> Found:
-    """Let a strategy search until its evaluations are spent, it has nothing new to ask, or `on_batch` says stop.
+    """Let a strategy search until its evaluations are spent, it asks for little new, or `on_batch` says stop.
 
     An architecture is judged once: of what a converging strategy asks, half was asked before, and is answered from memory.
 
@@ -66,14 +66,14 @@ def optimise(
     """
     memory = _Memory(space, judge)
     found: Found | None = None
-    idle = 0
-    while memory.judged < evaluations and idle < MOST_IDLE:
-        before = memory.judged
-        asked, objectives, violation = memory.verdict(strategy.ask(), evaluations - before)
+    asked_rows = 0
+    while memory.judged < evaluations and asked_rows < MOST_ASKED * evaluations:
+        asked = strategy.ask()
+        asked_rows += len(asked)
+        asked, objectives, violation = memory.verdict(asked, evaluations - memory.judged)
         if not len(asked):
             break
         strategy.tell(asked, objectives, violation)
-        idle = idle + 1 if memory.judged == before else 0
         batch = Found(asked, objectives, violation, memory.judged)
         found = batch if found is None else found.joined(batch)
         if len(found.population) > 8 * most or on_batch:
