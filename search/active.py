@@ -16,6 +16,8 @@ from search.pareto import hypervolume, non_dominated
 from search.problem import Accuracy, Problem
 
 LISTED = 20_000  # networks of a space that are judged one and all rather than searched
+PROMISING = 512  # of a search on the predictor that are looked at
+ATTEMPTS = 8  # at finding something new beside what promises most
 BATCH = 1024  # architectures that a strategy is asked for at a time
 BOLDNESS = 2.0  # standard deviations by which the boldest of a batch is judged better than predicted
 
@@ -116,15 +118,21 @@ def _propose_all(
     rng: np.random.Generator,
     round_: int,
 ) -> Population:
-    """Share a batch among the problems; where there are more of them than architectures, they take turns."""
+    """Share a batch among the problems; where there are more of them than architectures, they take turns.
+
+    Nothing is left to measure only when no problem has anything left: those with a turn may be done before the others.
+    """
     turns = np.roll(np.arange(len(problems)), -round_ * count)
     shares = np.bincount(turns[np.arange(count) % len(problems)], minlength=len(problems))
-    rows = [
-        propose(problems[int(i)], predictor, trials, int(shares[i]), strategy=strategy, evaluations=evaluations, rng=rng)
-        for i in np.flatnonzero(shares)
-    ]
-    found = trials.space.distinct(np.concatenate(rows)) if rows else trials.population[:0]
-    return found[:count]
+
+    def proposed_by(i: int, most: int) -> Population:
+        return propose(problems[i], predictor, trials, most, strategy=strategy, evaluations=evaluations, rng=rng)
+
+    found = np.concatenate([proposed_by(int(i), int(shares[i])) for i in np.flatnonzero(shares)])
+    for i in turns.tolist():
+        if not len(found) and shares[i] < count:
+            found = proposed_by(i, count)
+    return trials.space.distinct(found)[:count]
 
 
 def propose(
@@ -142,7 +150,7 @@ def propose(
     Each one of a batch is judged with its own boldness: the first by its prediction, the last by BOLDNESS standard deviations
     more. So some confirm what is predicted, and some go where little is known, which is what improves the next prediction.
     """
-    candidates = _candidates(problem, predictor, trials, strategy, evaluations, rng)
+    candidates = _candidates(problem, predictor, trials, count, strategy, evaluations, rng)
     if not len(candidates):
         return candidates
     predicted, doubt = predictor.predict(candidates), predictor.uncertainty(candidates)
@@ -161,12 +169,17 @@ def propose(
 
 
 def _candidates(
-    problem: Problem, predictor: Predictor, trials: Trials, strategy: str, evaluations: int, rng: np.random.Generator
+    problem: Problem,
+    predictor: Predictor,
+    trials: Trials,
+    count: int,
+    strategy: str,
+    evaluations: int,
+    rng: np.random.Generator,
 ) -> Population:
-    """Return promising architectures that were not measured, none of which misses a limit on costs."""
+    """Return promising architectures that were not measured, none of which misses a limit on costs; `count` if there are."""
     if problem.field.size() <= LISTED:
-        everything = trials.without_known(problem.field.widen(problem.field.everything()))
-        return everything[problem.constraints.violation(everything) == 0] if not problem.reward else everything
+        return _open(problem, trials, problem.field.everything())
     bold = rng.uniform(0, BOLDNESS)
 
     def optimistic(population: Population) -> NDArray[np.float64]:
@@ -175,9 +188,25 @@ def _candidates(
     best = best_of(problem, trials)
     start = problem.field.narrow(trials.population[best[: BATCH // 4]])
     searcher = problem.strategy(strategy, rng, batch=BATCH, start=start)
-    found: Found = optimise(problem.field, problem.judge(optimistic), searcher, evaluations=evaluations)
-    rows = trials.without_known(problem.field.widen(found.population))
-    return rows[problem.constraints.violation(rows) == 0] if not problem.reward else rows
+    found: Found = optimise(
+        problem.field, problem.judge(optimistic), searcher, evaluations=evaluations, most=PROMISING + len(trials)
+    )
+    rows = _open(problem, trials, found.population)
+    repair = problem.repair(rng)
+    for attempt in range(ATTEMPTS):  # what promises most may all have been measured: then something like it
+        if len(rows) >= count:
+            break
+        parents = found.population[rng.integers(len(found.population), size=BATCH)]
+        drawn = problem.field.mutate(parents, rng, (1 + attempt) / ATTEMPTS)
+        more = _open(problem, trials, repair(drawn) if repair else drawn)
+        rows = trials.space.distinct(np.concatenate([rows, more]))[: max(count, len(rows))]
+    return rows
+
+
+def _open(problem: Problem, trials: Trials, population: Population) -> Population:
+    """Return those architectures of a problem's field that could be measured, as rows of the space."""
+    rows = trials.without_known(problem.field.widen(population))
+    return rows if problem.reward else rows[problem.constraints.violation(rows) == 0]
 
 
 def best_of(problem: Problem, trials: Trials) -> NDArray[np.int64]:
@@ -226,7 +255,11 @@ def _spread_on_front(
             gain = hypervolume(np.vstack([taken, scaled[i]]), reference) - base
             if gain > best_gain:
                 best, best_gain = i, gain
-        if best < 0:
-            break
+        if best < 0:  # nothing is predicted to add volume: the one of which least is known, of those that no other surpasses
+            rest = np.setdiff1d(np.arange(len(candidates)), chosen)
+            if not len(rest):
+                break
+            rest = rest[non_dominated(points[rest])]
+            best = int(rest[doubt[rest].argmax()])
         chosen.append(best)
     return candidates[chosen]

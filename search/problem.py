@@ -18,7 +18,7 @@ from search.objectives import Objective
 from search.optimise import Judge, optimise
 from search.repair import repairer
 from search.rewards import REWARDS, mnasnet_reward
-from search.strategies import Strategy, get_strategy
+from search.strategies import Repair, Strategy, get_strategy
 
 Accuracy = Callable[[Population], NDArray[np.float64]]  # (n, dimensions) -> (n,), NaN where unknown
 SAMPLES = 20_000
@@ -108,13 +108,17 @@ class Problem:
     def strategy(self, name: str, rng: np.random.Generator, *, batch: int, start: Population | None = None) -> Strategy:
         """Start a strategy on `field`; `start` holds further architectures of it to begin with."""
         begin = self.feasible[:batch] if start is None else np.concatenate([start, self.feasible])[:batch]
+        return get_strategy(name)(self.field, rng, batch=batch, start=begin, repair=self.repair(rng))
 
-        def cost_violation(population: Population) -> NDArray[np.float64]:
+    def repair(self, rng: np.random.Generator) -> Repair | None:
+        """Return what makes architectures of `field` meet the limits on costs; None where there are none to be met."""
+
+        def violation(population: Population) -> NDArray[np.float64]:
             return self.constraints.violation(self.field.widen(population))
 
-        limited = bool(self.constraints.cost_limits) and not self.reward
-        repair = repairer(self.field, cost_violation, self.feasible, rng) if limited else None
-        return get_strategy(name)(self.field, rng, batch=batch, start=begin, repair=repair)
+        if self.reward or not self.constraints.cost_limits:
+            return None
+        return repairer(self.field, violation, self.feasible, rng)
 
     def _violation(self, population: Population, top1: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
         missed = 0.0 if self.reward else self.constraints.violation(population) + self.constraints.shortfall(top1)
