@@ -22,8 +22,11 @@ from deploy.verify import verify_model
 from ofa.artefacts import read_json, read_jsonl, write_json
 from ofa.run_dir import Run
 from ofa.space import ARCH_SCHEMA
+from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import train_supernet
+from search.run import open_run, search_run
+from search.strategies.random import Random
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -191,6 +194,77 @@ def test_device_commands_run_as_written(tmp_path, readme_environment, trained):
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=readme_environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert " ms\n" in done.stdout
+
+
+def documented_files(path):
+    """Name -> text of the files that a document tells its reader to save."""
+    return dict(re.findall(r"Save\s+as\s+`([\w./]+)`[^`]*\n\n```\w+\n(.*?)^```", (ROOT / path).read_text(), re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_search_commands_run_as_written(tmp_path, readme_environment, trained):
+    """docs/search.md: its files, its shell and its Python, with the trained run in the place of runs/digits."""
+    run = tmp_path / "runs" / "digits"
+    shutil.copytree(trained.path, run)
+    shutil.rmtree(run / "search")
+    files = documented_files("docs/search.md")
+    assert set(files) == {"noisy.py", "cells.csv"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    commands = [line for block in code_blocks("console", "docs/search.md") for line in block.splitlines()]
+    assert len(commands) == 13
+    environment = {**readme_environment, "COLUMNS": "120"}
+    said = {}
+    for command in commands:
+        done = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        said[command] = done.stderr
+        impossible = "macs <= 0.1M" in command
+        assert done.returncode == (3 if impossible else 0), f"{command}\n{done.stderr}"
+    shown = code_blocks("text", "docs/search.md")
+    first, infeasible = said[commands[0]], said[commands[1]]
+    assert infeasible.strip().endswith(shown[1].strip())
+    for words in ("macs ≤ 1.5M", "all limits together", "16 networks for the predictor", "Kendall tau", "best: top-1"):
+        assert words in first
+        assert words in shown[0]
+    assert "networks for the predictor, 12 of them measured before" in said[commands[4]]
+    folders = {path.name for path in (run / "search").iterdir() if path.is_dir()}
+    assert folders >= {"best", "both", "front", "soft", "noisy", "workers", "ort_cpu_1t", "torch_1t", "menu_macs_2M"}
+    assert {path.name for path in (run / "search").glob("*menu.*")} == {
+        "menu.json",
+        "menu.csv",
+        "menu_menu.json",
+        "menu_menu.csv",
+    }
+    assert (run / "report.html").exists()
+    *_, block = code_blocks("python", "docs/search.md")
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"python", "sizes", "params_100K", "own_torch_1t"} <= {path.name for path in (run / "search").iterdir()}
+
+
+def test_documented_strategy_and_table_space_work(tmp_path, monkeypatch):
+    """docs/adding.md: the strategy is random search as it ships; the space of choices is searched by a table."""
+    (code,) = [block for block in code_blocks("python", "docs/adding.md") if "STRATEGY = " in block]
+    module: dict = {}
+    exec(code, module)
+    ours, shipped = (
+        make(get_space("mbv3_tiny_image"), np.random.default_rng(0), batch=32) for make in (module["STRATEGY"], Random)
+    )
+    for _ in range(3):
+        asked, expected = ours.ask(), shipped.ask()
+        assert np.array_equal(asked, expected)
+        for strategy in (ours, shipped):
+            strategy.tell(asked, np.zeros((len(asked), 1)), np.zeros(len(asked)))
+    path = tmp_path / "mylab" / "cells.py"
+    path.parent.mkdir()
+    path.write_text(documented_spaces()["mylab.cells"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mylab", raising=False)
+    (tmp_path / "table.csv").write_text("first,second,top1\nconv,pool,0.7\npool,skip,0.6\nconv,skip,0.8\n")
+    found = search_run(open_run(tmp_path / "run", "mylab.cells"), accuracy=str(tmp_path / "table.csv"))
+    assert (found.best.arch.values, found.best.top1) == (("conv", "skip"), 0.8)
 
 
 @pytest.mark.slow
