@@ -6,16 +6,28 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 Advance = Callable[..., None]
 LOG_SECONDS = 30.0
 
 
-def say(message: str) -> None:
-    """Print a line for people, to stderr; stdout is for results."""
+_live: list[Console] = []  # of bars that are shown at this moment: what is printed elsewhere would tear them
+
+
+def say(message: str | Table) -> None:
+    """Print a line or a table for people, to stderr; stdout is for results."""
     from rich.console import Console
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+    console = _live[-1] if _live else Console(stderr=True)
+    if isinstance(message, str):
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(message, highlight=False)
 
 
 @contextmanager
@@ -35,7 +47,7 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console) as bar, _shown(console):
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(n: int = 1, note: str | None = None, total: int | None = None) -> None:
@@ -44,6 +56,15 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance
                 bar.update(task, note=note)
 
         yield advance
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[None]:
+    _live.append(console)
+    try:
+        yield
+    finally:
+        _live.pop()
 
 
 def _logger(description: str, total: int, done: int) -> Advance:

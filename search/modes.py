@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,15 @@ from ofa.errors import OfaError
 from ofa.progress import progress, say
 from ofa.run_dir import Run
 from ofa.space import Population
+from ofa.subspace import SubSpace
 from search.accuracy import AccuracyModel, JournalledAccuracy, PopulationAccuracy
 from search.active import Trials, active_rounds, best_of
-from search.measuring import Measuring
+from search.measuring import Measuring, asking
 from search.optimise import Found, exhaust, optimise
 from search.predictor import AccuracyPredictor, fit_predictor
 from search.problem import Problem
+from search.regressors import get_regressor
+from search.tabular import TabularAccuracy
 
 EVALS = 100  # measured networks, unless told
 PREDICTIONS = 200_000  # networks judged where judging is cheap, unless told
@@ -40,6 +43,8 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
+        if self.predictor not in ("auto", "none"):
+            get_regressor(self.predictor)  # says which there are
         for name, least in (("evals", 1), ("rounds", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -66,6 +71,8 @@ def spend(
 def _search_cheap(run: Run, problems: Sequence[Problem], model: PopulationAccuracy, plan: Plan) -> tuple[Trials, None, int]:
     trials = Trials(run.space)
     budget = plan.evals or PREDICTIONS
+    predict = asking(model)
+    listed = model.rows.population if isinstance(model, TabularAccuracy) and 0 < len(model.rows) <= budget else None
     judged = 0
     with progress("judging networks", budget * len(problems)) as advance:
         for problem in problems:
@@ -77,9 +84,11 @@ def _search_cheap(run: Run, problems: Sequence[Problem], model: PopulationAccura
                 done = found.evaluations
                 return True
 
-            judge = problem.judge(model.predict)
-            if problem.field.size() <= budget:
-                found = exhaust(problem.field, judge, most=KEPT)
+            if listed is not None:  # in a large space a strategy would find few of them
+                problem = replace(problem, field=SubSpace(run.space, {}))
+            judge = problem.judge(predict)
+            if listed is not None or problem.field.size() <= budget:
+                found = exhaust(problem.field, judge, most=KEPT, population=listed)
                 advance(budget, note=_note(problem, found))
                 say(f"all {found.evaluations} networks were judged: none is better than what is returned")
             else:
@@ -88,7 +97,7 @@ def _search_cheap(run: Run, problems: Sequence[Problem], model: PopulationAccura
                 strategy = problem.strategy(plan.strategy, np.random.default_rng(plan.seed), batch=batch, start=start)
                 found = optimise(problem.field, judge, strategy, evaluations=budget, most=KEPT, on_batch=show)
             rows = problem.field.widen(found.population)
-            trials.add(rows, model.predict(rows), 0)
+            trials.add(rows, predict(rows), 0)
             judged += found.evaluations
     return trials, None, judged
 
@@ -115,6 +124,8 @@ def _search_directly(problems: Sequence[Problem], measure: Measuring, plan: Plan
     batch = max(4, min(64, evals // (5 * len(problems))))
     for i, problem in enumerate(problems):
         share = (evals * (i + 1)) // len(problems) - (evals * i) // len(problems)
+        if not share:  # more targets than evaluations: this one chooses from what the others measured
+            continue
         strategy = problem.strategy(plan.strategy, np.random.default_rng((plan.seed, i)), batch=batch)
         optimise(problem.field, problem.judge(measure.allowed_by(problem)), strategy, evaluations=share)
 
@@ -133,9 +144,16 @@ def _search_actively(
         measure(trials.without_known(run.space.everything()), 0)
         return fit(trials.population[trials.told], trials.top1[trials.told]) if trials.told.sum() >= FEWEST else None
     design = _design(run, max(FEWEST, round(DESIGN * evals)), plan.seed)
+    new = trials.without_known(design)
+    if len(new) >= evals and trials.told.sum() < FEWEST:
+        raise OfaError(
+            f"evals is {evals}, expected more than {len(new)} to fit a predictor and search with it; "
+            "or search without one: --predictor none"
+        )
+    new = new[: evals - 1]
     known = len(design) - len(trials.without_known(design))
     say(f"{len(design)} networks for the predictor" + (f", {known} of them measured before" if known else ""))
-    measure(trials.without_known(design), 0)
+    measure(new, 0)
     if trials.told.sum() < FEWEST:
         raise OfaError(f"the accuracy of {trials.told.sum()} networks could be told, expected at least {FEWEST} for a predictor")
     left = max(1, evals - len(design))
@@ -149,6 +167,7 @@ def _search_actively(
         strategy=plan.strategy,
         evaluations=PROPOSAL,
         rng=np.random.default_rng((plan.seed, 1)),
+        on_round=lambda round_: measure.show(),
     )
     assert isinstance(predictor, AccuracyPredictor)
     macs = predictor.macs_tau

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from deploy.limits import format_value
+from ofa.progress import say
 from search.constraints import Range
 from search.menu import InfeasibleTarget
 from search.result import SearchResult
@@ -38,7 +39,6 @@ def show_menu(results: Mapping[str, SearchResult | InfeasibleTarget]) -> None:
 
 def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -48,4 +48,4 @@ def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
     for row in rows:
         table.add_row(*row)
-    Console(stderr=True, highlight=False).print(table)
+    say(table)
