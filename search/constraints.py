@@ -22,10 +22,12 @@ from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.space import Population, SearchSpace
 from search.cheapest import cheapest, cost_tables, exclude_each_other
-from search.optimise import Found, optimise
+from search.optimise import Found, exhaust, optimise
 from search.strategies.evolution import Evolution
+from search.tabular import TabularCost
 
 SAMPLES = 20_000
+EVALUATIONS = 8_000  # of a search for what meets the limits; smaller spaces are looked through
 UNKNOWN = 1e300  # ranks behind every price
 
 
@@ -37,7 +39,7 @@ class InfeasibleError(OfaError):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Values of one cost over the space, and the share of uniform draws that a limit allows."""
+    """Values of one cost over the space, and the share of uniform draws that a limit allows; of a table, over its networks."""
 
     limit: Limit
     minimum: float
@@ -125,26 +127,36 @@ class Constraints:
     @cached_property
     def ranges(self) -> tuple[Range, ...]:
         """How each cost limit lies in the space."""
-        drawn = self.space.sample(np.random.default_rng(0), SAMPLES)
+        uniform = self.space.sample(np.random.default_rng(0), SAMPLES)
         ends = self.space.encode([self.space.smallest, self.space.largest])
         found = []
         for limit in self.cost_limits:
+            model = self.costs[limit.key]
+            drawn = model.rows.population if isinstance(model, TabularCost) else uniform
             values = self.values(limit, drawn)
             extremes = self.values(limit, np.concatenate([ends, self._extremes(limit)]))
             share = float(np.mean([limit.allows(v) for v in values]))
             everything = np.concatenate([values, extremes])
             known = everything[np.isfinite(everything)]
             if not len(known):
-                self.costs[limit.key].predict(drawn[:1])  # says which block is not priced
+                model.predict(drawn[:1])  # says which block is not priced
                 raise OfaError(f"{limit}: nothing in {self.space.name} is priced by its table")
             median = float(np.median(values[np.isfinite(values)])) if np.isfinite(values).any() else float(known.min())
             found.append(Range(limit, float(known.min()), median, float(known.max()), share))
         return tuple(found)
 
     def joint_share(self) -> float:
-        """Share of uniform draws that meet all cost limits."""
-        drawn = self.space.sample(np.random.default_rng(0), SAMPLES)
+        """Share of uniform draws, or of all networks that can be listed, that meet all cost limits."""
+        drawn = self.space.sample(np.random.default_rng(0), SAMPLES) if self._listed is None else self._listed
         return float((self.violation(drawn) == 0).mean())
+
+    @cached_property
+    def _listed(self) -> Population | None:
+        """All networks that may meet the limits, where they can be listed: those of a table of costs, or of a small space."""
+        tables = [model.rows for model in self.costs.values() if isinstance(model, TabularCost) and len(model.rows)]
+        if tables:
+            return min(tables, key=len).population
+        return self.space.everything() if self.space.size() <= EVALUATIONS else None
 
     def require_feasible(self) -> Population:
         """Return some architectures that meet all cost limits.
@@ -160,14 +172,14 @@ class Constraints:
                 raise InfeasibleError(
                     f"nothing in {self.space.name} meets {found.limit}; nearest feasible value: {found.limit.key} <= {nearest}"
                 )
-        nearest_ones = self._evolve(lambda population: self.violation(population))
+        nearest_ones = self._evolve(self.violation)
         if nearest_ones.objectives[0, 0] > 0:
             nearest_arch = nearest_ones.population[:1]
             needs = ", ".join(
                 f"{limit.key} <= {format_value(limit.quantity, float(self.values(limit, nearest_arch)[0]) * 1.005)}"
                 for limit in self.cost_limits
             )
-            nothing = "nothing" if self._proven_to_clash() else "nothing that was found"
+            nothing = "nothing" if self._listed is not None or self._proven_to_clash() else "nothing that was found"
             raise InfeasibleError(
                 f"{nothing} in {self.space.name} meets all of {'; '.join(map(str, self.cost_limits))}; nearest feasible: {needs}"
             )
@@ -198,9 +210,11 @@ class Constraints:
             values = minimised(population)
             return np.nan_to_num(values, posinf=UNKNOWN)[:, None], np.zeros(len(population))
 
+        if self._listed is not None:
+            return exhaust(self.space, judge, most=200, population=self._listed)
         start = self.space.encode([self.space.smallest, self.space.largest])
         strategy = Evolution(self.space, np.random.default_rng(0), batch=200, start=start, islands=1)
-        return optimise(self.space, judge, strategy, evaluations=8_000, most=200)
+        return optimise(self.space, judge, strategy, evaluations=EVALUATIONS, most=200)
 
 
 def _is_sum(model: CostModel) -> TypeGuard[AdditiveCost]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from ofa.errors import OfaError
 from ofa.progress import progress
 from ofa.run_dir import Run
 from ofa.space import Population
-from search.accuracy import AccuracyModel, JournalledAccuracy
+from search.accuracy import AccuracyModel, JournalledAccuracy, PopulationAccuracy
 from search.active import Trials, best_of
 from search.outcome import front_volume
 from search.problem import Accuracy, Problem
@@ -44,11 +44,7 @@ class Measuring:
         if not len(population):
             return np.empty(0)
         self.show()
-        found = np.asarray(self.model(self.run.space.decode(population)), dtype=np.float64)
-        if found.shape != (len(population),):
-            raise OfaError(
-                f"the accuracy of {len(population)} networks has the shape {found.shape}, expected ({len(population)},)"
-            )
+        found = checked(self.model(self.run.space.decode(population)), len(population))
         self.new += len(population)
         if not isinstance(self.model, JournalledAccuracy):
             self._advance(len(population))
@@ -79,3 +75,23 @@ class Measuring:
             if problem.violation(trials.population[[best]], trials.top1[[best]])[0] == 0:
                 size, volume = front_volume(problem, trials.population, trials.top1)
                 self._advance(0, note=f"best {trials.top1[best]:.4f}, front {size}, hypervolume {volume:.4f}")
+
+
+def asking(model: PopulationAccuracy) -> Callable[[Population], NDArray[np.float64]]:
+    """Return what asks an accuracy model of populations, and checks its answers."""
+    return lambda population: checked(model.predict(population), len(population))
+
+
+def checked(answer: object, count: int) -> NDArray[np.float64]:
+    """Return what an accuracy model answered, (count,); NaN for what is no finite number.
+
+    Raises:
+        OfaError: if it did not answer with a number for each network.
+    """
+    try:
+        found = np.asarray(answer, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise OfaError(f"an accuracy model answered {str(answer)[:60]!r}, expected {count} numbers, one a network") from None
+    if found.shape != (count,):
+        raise OfaError(f"an accuracy model answered with the shape {found.shape}, expected {count} numbers, one a network")
+    return np.where(np.isfinite(found), found, np.nan)

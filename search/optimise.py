@@ -85,15 +85,15 @@ def optimise(
     return found.best(space, most)
 
 
-def exhaust(space: SearchSpace, judge: Judge, *, most: int = 512) -> Found:
-    """Judge every network of a small space: what is best there is proven to be."""
-    everything = space.everything()
+def exhaust(space: SearchSpace, judge: Judge, *, most: int = 512, population: Population | None = None) -> Found:
+    """Judge every network of a small space, or of a population: what is best there is proven to be."""
+    everything = space.everything() if population is None else population
     found: Found | None = None
     for start in range(0, len(everything), CHUNK):
         rows = everything[start : start + CHUNK]
         part = Found(rows, *judge(rows), start + len(rows))
         found = (part if found is None else found.joined(part)).best(space, most)
-    assert found is not None  # a space has a network
+    assert found is not None  # there is a network
     return found
 
 

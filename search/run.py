@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 
 from latency.cost import CostModel, CountCost
 from latency.open import open_latency
@@ -16,6 +18,7 @@ from ofa.spaces import get_space
 from search.accuracy import AccuracyModel, PopulationAccuracy
 from search.callable_accuracy import CallableAccuracy
 from search.constraints import Constraints, InfeasibleError, cost_model
+from search.measuring import asking
 from search.menu import InfeasibleTarget, save_menu
 from search.modes import Plan, spend
 from search.objectives import Objective, parse_objectives
@@ -23,7 +26,7 @@ from search.outcome import Outcome, make_result
 from search.problem import Problem
 from search.result import SearchResult
 from search.rewards import REWARDS
-from search.sources import open_accuracy
+from search.sources import FORMS, open_accuracy
 from search.strategies import get_strategy
 from search.tables import show_ranges
 from search.tabular import TabularAccuracy
@@ -64,14 +67,13 @@ def search_run(
     """
     limits = [where] if isinstance(where, str) else list(where)
     (found,) = search_targets(run, {"": limits}, tag=tag, **options).values()  # type: ignore[arg-type]
-    if isinstance(found, InfeasibleTarget):
-        raise InfeasibleError(found.reason)
+    assert isinstance(found, SearchResult)  # the only target is met, or there was an error
     return found
 
 
 def search_targets(
     run: Run | Path | str,
-    targets: Mapping[str, Sequence[str]],
+    targets: Mapping[str, str | Sequence[str]],
     *,
     maximize: str | Sequence[str] | None = None,
     minimize: str | Sequence[str] | None = None,
@@ -90,7 +92,7 @@ def search_targets(
 
     Args:
         run: directory of a trained run.
-        targets: name -> limits; each is written to <run>/search/[<tag>_]<name>.
+        targets: name -> limits; each is written to <run>/search/[<tag>_]<name>. A single one may have the name "".
         maximize: "accuracy", which is also meant if nothing else is wanted.
         minimize: costs to be small, e.g. ["latency@pi4"]; with accuracy, the result is a front.
         strategy: a name of search.strategies; None = evolution, or nsga2 where there are several objectives.
@@ -110,7 +112,8 @@ def search_targets(
         OfaError: if a limit, a table or the run cannot be read.
     """
     run = run if isinstance(run, Run) else Run(run)
-    names = {name: _folder_name(tag, name) for name in targets}
+    where = {name: [limits] if isinstance(limits, str) else list(limits) for name, limits in targets.items()}
+    folders = _folders(run, tag, where)
     objectives = parse_objectives(maximize, minimize)
     plan = Plan(_strategy_name(strategy, objectives, reward), evals, rounds, predictor, seed)
     if run.space.size() == 1:
@@ -120,12 +123,12 @@ def search_targets(
         )
     model = _open(run, accuracy, engine, timeout_s)
     known = model.costs if isinstance(model, TabularAccuracy) else {}
-    constraints = {name: Constraints.for_run(run, limits, known) for name, limits in targets.items()}
+    constraints = {name: Constraints.for_run(run, limits, known) for name, limits in where.items()}
     _check_reward(reward, constraints.values(), objectives)
     wanted = {o.key: cost_model(run, o.limit, known, asked=f"--min {o.key}") for o in objectives if not o.maximize}
     problems, infeasible = _problems(constraints, objectives, wanted, model, reward)
     if not problems:
-        raise InfeasibleError(" | ".join(found.reason for found in infeasible.values()))
+        raise _nothing_met(infeasible.values())
     trials, fitted, evaluations = spend(run, list(problems.values()), model, plan)
     if not trials.told.any():
         raise OfaError("no accuracy could be told of any network, so there is nothing to choose from")
@@ -133,25 +136,40 @@ def search_targets(
     costs = _reported_costs(run, known, problems.values())
     for name, problem in problems.items():
         outcome = Outcome(problem, trials, fitted, costs, plan.strategy, _describe(accuracy), evaluations)
-        found = make_result(run, outcome, run.path / "search" / names[name] if names[name] else run.path / "search")
-        results[name] = found
-        if isinstance(found, SearchResult):
-            found.save(run)
-            if fitted:
-                fitted.save(found.path / "predictor.json")
-    ordered = {name: results[name] for name in targets}
-    if len(targets) > 1:
-        save_menu(run, run.path / "search" / _folder_name(tag, "menu.json"), list(ordered.values()))
+        results[name] = make_result(run, outcome, folders[name])
+    ordered = {name: results[name] for name in where}
+    met = [found for found in ordered.values() if isinstance(found, SearchResult)]
+    if not met:
+        raise _nothing_met(ordered.values())
+    for found in met:
+        found.save(run)
+        if fitted:
+            fitted.save(found.path / "predictor.json")
+    if len(ordered) > 1:
+        save_menu(run, run.path / "search" / "_".join(filter(None, (tag, "menu.json"))), list(ordered.values()))
     return ordered
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
 
 
-def _folder_name(tag: str | None, name: str) -> str:
-    if tag is not None and (not tag or Path(tag).name != tag or tag in (".", "..", *RESERVED)):
-        raise OfaError(f"tag {tag!r}: expected a plain folder name, none of {', '.join(RESERVED)}")
-    return "_".join(part for part in (tag, name) if part)
+def _folders(run: Run, tag: str | None, targets: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Return where each target's result is written; hours of measuring shall not end with a name or a right that is missing."""
+    if not targets:
+        raise OfaError('no target given, expected at least one, e.g. {"": ["macs <= 60%"]}')
+    if len(targets) > 1 and "" in targets:
+        raise OfaError(f"targets {', '.join(map(repr, targets))}: two targets or more need names")
+    names = {name: "_".join(part for part in (tag, name) if part) for name in targets}
+    for what, part in [("tag", tag), *(("target", name or None) for name in names.values())]:
+        if part is not None and (not part or Path(part).name != part or part in (".", "..", *RESERVED)):
+            raise OfaError(f"{what} {part!r}: expected a plain folder name, none of {', '.join(RESERVED)}")
+    folders = {name: run.path / "search" / part if part else run.path / "search" for name, part in names.items()}
+    for folder in folders.values():
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            reason = "may not be written to" if there.is_dir() else "is no directory"
+            raise OfaError(f"{there}: {reason}, so the result of a search would be lost; expected a directory of your own")
+    return folders
 
 
 def _strategy_name(strategy: str | None, objectives: Sequence[Objective], reward: str | None) -> str:
@@ -177,11 +195,21 @@ def _check_reward(reward: str | None, constraints: Iterable[Constraints], object
 
 def _open(run: Run, accuracy: Accuracy, engine: str | None, timeout_s: float | None) -> AccuracyModel | PopulationAccuracy:
     journal = run.path / "search" / JOURNAL
-    if isinstance(accuracy, FunctionType | BuiltinFunctionType):
+    if isinstance(accuracy, FunctionType | BuiltinFunctionType | MethodType | partial):
         return CallableAccuracy(accuracy, run.space, journal, timeout_s=timeout_s, engine=engine)
+    if accuracy in (None, "supernet") and not run.has_images and not list(run.supernet_dir.glob("step_*")):
+        raise OfaError(f"{run.path}: holds no supernet; say what tells accuracy instead: --accuracy, {FORMS.partition(', ')[2]}")
     if accuracy is None or isinstance(accuracy, str):
         return open_accuracy(accuracy or "supernet", run, engine=engine, timeout_s=timeout_s, journal=journal)
-    return accuracy  # type: ignore[return-value]
+    if not isinstance(accuracy, AccuracyModel | PopulationAccuracy):
+        raise OfaError(
+            f"accuracy {str(accuracy)[:80]!r}: expected a function of an architecture, a model of accuracies, or {FORMS}"
+        )
+    return accuracy
+
+
+def _nothing_met(targets: Iterable[SearchResult | InfeasibleTarget]) -> InfeasibleError:
+    return InfeasibleError(" | ".join(found.reason for found in targets if isinstance(found, InfeasibleTarget)))
 
 
 def _describe(accuracy: Accuracy) -> str:
@@ -201,7 +229,7 @@ def _problems(
     show_ranges({name: found.ranges for name, found in constraints.items()})
     problems: dict[str, Problem] = {}
     infeasible: dict[str, InfeasibleTarget] = {}
-    predict = model.predict if isinstance(model, PopulationAccuracy) else None
+    predict = asking(model) if isinstance(model, PopulationAccuracy) else None
     for name, found in constraints.items():
         try:
             problems[name] = Problem.of(name, found, objectives, wanted, accuracy=predict, reward=reward)
