@@ -228,7 +228,7 @@ def test_search_commands_run_as_written(tmp_path, readme_environment, trained):
     for words in ("macs ≤ 1.5M", "all limits together", "16 networks for the predictor", "Kendall tau", "best: top-1"):
         assert words in first
         assert words in shown[0]
-    assert "networks for the predictor, 12 of them measured before" in said[commands[4]]
+    assert "networks for the predictor, 10 of them measured before" in said[commands[4]]
     folders = {path.name for path in (run / "search").iterdir() if path.is_dir()}
     assert folders >= {"best", "both", "front", "soft", "noisy", "workers", "ort_cpu_1t", "torch_1t", "menu_macs_2M"}
     assert {path.name for path in (run / "search").glob("*menu.*")} == {
