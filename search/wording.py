@@ -90,9 +90,11 @@ def count(value: float | None) -> str:
 
 
 def power_of_ten(value: int) -> str:
-    """Write a number of networks for people: in full up to 9999, larger ones like 4.2 × 10¹⁵."""
-    written = str(value)
-    if len(written) <= 4:
-        return written
-    power = str(len(written) - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{written[0]}.{written[1]} × 10{power}"
+    """Write a number of networks for people: in full below a million, larger ones like 4.2 × 10¹⁵."""
+    if value < 1_000_000:
+        return f"{value:,}"
+    power = len(str(value)) - 1
+    tenths = (value + 10**power // 20) // 10 ** (power - 1)  # rounded in integers: a space may pass the largest float
+    if tenths == 100:  # 9.96 is 10
+        tenths, power = 10, power + 1
+    return f"{tenths // 10}.{tenths % 10} × 10{str(power).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"

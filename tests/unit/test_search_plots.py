@@ -33,7 +33,7 @@ from search.plots import Axes, span
 from search.result import Candidate
 from search.spending import OVERHEAD, Spending, spend, stage_choices, stages
 from search.spending_plot import show_spending, spending_plot, stage_style
-from search.wording import bound, cost_name, evenly, unit_of
+from search.wording import bound, cost_name, evenly, power_of_ten, unit_of
 
 SPACE = get_space("mbv3_tiny_image", num_classes=2)
 DEVICE = "pi4"
@@ -531,3 +531,22 @@ def test_some_are_spread_from_first_to_last(count: int, expected: list[int]) -> 
 def test_costs_have_names_and_units(key: str, largest: float, name: str, unit: tuple[float, str]) -> None:
     assert cost_name(key) == name
     assert unit_of(key, largest) == unit
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1, "1"),
+        (15_625, "15,625"),
+        (999_999, "999,999"),
+        (1_000_000, "1.0 × 10⁶"),
+        (1_049_999, "1.0 × 10⁶"),
+        (1_050_000, "1.1 × 10⁶"),
+        (9_949_999, "9.9 × 10⁶"),
+        (9_950_000, "1.0 × 10⁷"),
+        (5_390_000_000_000_000_000_000, "5.4 × 10²¹"),
+        (10**400, "1.0 × 10⁴⁰⁰"),
+    ],
+)
+def test_numbers_of_networks_are_written_in_full_or_rounded(value: int, expected: str) -> None:
+    assert power_of_ten(value) == expected
