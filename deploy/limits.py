@@ -102,10 +102,18 @@ def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None) -
     except ValueError:
         raise LimitError(f"limit {text!r}: {number!r} is not a number") from None
     if share and largest is not None:
-        bound *= largest(Limit(quantity, device, 1.0, precision))
+        bound = _rounded_up(bound * largest(Limit(quantity, device, 1.0, precision)))
     if not 0 < bound < math.inf or (quantity == "top1" and bound > 1):
         raise LimitError(f"limit {text!r}: expected {'a share between 0 and 1' if quantity == 'top1' else 'a bound above zero'}")
     return Limit(quantity, device, bound, precision)
+
+
+def _rounded_up(value: float) -> float:
+    """Round up to six significant digits: short to read, and 100 % still holds the largest network."""
+    if not 0 < value < math.inf:
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 5)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.6g}")
 
 
 def format_value(quantity: str, value: float, *, digits: int = 3) -> str:

@@ -231,8 +231,8 @@ def _spread_on_front(
 ) -> Population:
     """Choose one after the other what adds most to the volume that the measured front dominates, judged with boldness.
 
-    The gain of a candidate can only shrink while others are taken, so that an old gain is an upper bound: only candidates that
-    could still be the best are computed anew (Minoux 1978).
+    Candidates that are expected to miss the limit on accuracy wait until there are no others. The volume that a candidate alone
+    dominates bounds its gain, so that only those whose bound is above the best gain are computed (Minoux 1978).
     """
     front = problem.values(trials.population, trials.top1)[front_of(problem, trials.population, trials.top1)]
     chosen: list[int] = []
@@ -247,6 +247,11 @@ def _spread_on_front(
         base = hypervolume(taken, reference)
         hopeful = np.flatnonzero(non_dominated(np.concatenate([scaled, taken]))[: len(scaled)])
         hopeful = hopeful[~np.isin(hopeful, chosen)]
+        missed = problem.violation(candidates, predicted + bold * doubt)
+        meeting = hopeful[missed[hopeful] == 0]
+        if not len(meeting) and len(hopeful):  # those that come nearest to the limit
+            meeting = hopeful[missed[hopeful] == missed[hopeful].min()]
+        hopeful = meeting
         bounds = [(-float(np.prod(reference - scaled[i])), int(i)) for i in hopeful]
         heapq.heapify(bounds)
         best, best_gain = -1, -1.0

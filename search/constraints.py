@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.limits import Limit, format_value, parse_limit
-from latency.cost import AdditiveCost, CostModel, CountCost, MemoryCost, SizeCost
-from latency.energy_cost import EnergyCost
-from latency.formats.by_size import TableBySize
-from latency.freshness import require_usable
-from latency.open import open_latency
-from latency.predictor import LatencyPredictor
-from latency.table import LatencyTable
+from latency.cost import CostModel
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.space import Population, SearchSpace
-from search.cheapest import cheapest, cost_tables, exclude_each_other
+from search.cheapest import exclude_each_other
 from search.optimise import Found, exhaust, optimise
+from search.prices import SAMPLES, cost_model, extremes_of_sum, is_sum, margin_of, most, upper
 from search.strategies.evolution import Evolution
 from search.tabular import TabularCost
 
-SAMPLES = 20_000
 EVALUATIONS = 8_000  # of a search for what meets the limits; smaller spaces are looked through
 UNKNOWN = 1e300  # ranks behind every price
 
@@ -76,7 +69,7 @@ class Constraints:
 
         def largest(limit: Limit) -> float:
             model = costs.setdefault(limit.key, cost_model(run, limit, known))
-            return float(upper(model, run.space.encode([run.space.largest]))[0])
+            return most(model, run.space)
 
         limits = tuple(parse_limit(text, largest=largest) for text in texts)
         for limit in limits:
@@ -187,20 +180,15 @@ class Constraints:
 
     def _extremes(self, limit: Limit) -> Population:
         """Return the cheapest network and the most expensive one: exactly for a sum over blocks, else the cheapest as evolved."""
-        model = self.costs[limit.key]
-        if _is_sum(model):
-            tables = cost_tables(self.space, model)
-            # of blocks without a price a network is neither the cheapest nor the most expensive one
-            turned = [(columns, np.where(np.isinf(table), np.inf, -table)) for columns, table in tables]
-            found = [cheapest(self.space, some) for some in (tables, turned)]
-            if all(found):
-                return np.concatenate([row for _, row in filter(None, found)])
+        ends = extremes_of_sum(self.costs[limit.key], self.space)
+        if ends is not None:
+            return ends
         return self._evolve(lambda population: self.values(limit, population)).population[:1]
 
     def _proven_to_clash(self) -> bool:
         """Tell whether it is proven that no network meets all limits."""
-        priced = [(self.costs[limit.key], limit.bound / _margin(self.costs[limit.key])) for limit in self.cost_limits]
-        sums = [(model, bound) for model, bound in priced if _is_sum(model) and bound > model.offset]
+        priced = [(self.costs[limit.key], limit.bound / margin_of(self.costs[limit.key])) for limit in self.cost_limits]
+        sums = [(model, bound) for model, bound in priced if is_sum(model) and bound > model.offset]
         return len(sums) > 1 and exclude_each_other(self.space, sums)
 
     def _evolve(self, minimised: Callable[[Population], NDArray[np.float64]]) -> Found:
@@ -215,59 +203,3 @@ class Constraints:
         start = self.space.encode([self.space.smallest, self.space.largest])
         strategy = Evolution(self.space, np.random.default_rng(0), batch=200, start=start, islands=1)
         return optimise(self.space, judge, strategy, evaluations=EVALUATIONS, most=200)
-
-
-def _is_sum(model: CostModel) -> TypeGuard[AdditiveCost]:
-    return isinstance(model, CountCost | SizeCost) or (isinstance(model, LatencyTable) and not isinstance(model, TableBySize))
-
-
-def _margin(model: CostModel) -> float:
-    """Return by which factor limits are held tighter than a cost is predicted."""
-    return 1 + (model.margin or 0.0) if isinstance(model, LatencyTable) else 1.0
-
-
-def upper(model: CostModel, population: Population) -> NDArray[np.float64]:
-    """Return what a limit is held against: the upper bound of a measured cost, (n,); infinite where it is unknown."""
-    if isinstance(model, LatencyTable | LatencyPredictor | EnergyCost):
-        return model.upper(population)
-    return np.nan_to_num(model.predict(population), nan=np.inf, posinf=np.inf)
-
-
-def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = None, *, asked: str = "") -> CostModel:
-    """Return what prices a limit's quantity in a run.
-
-    Args:
-        known: further cost models by Limit.key.
-        asked: what the user wrote, for errors; "" = the limit.
-    Raises:
-        OfaError: for a device that the run has no usable table of.
-    """
-    asked = asked or f"limit {str(limit)!r}"
-    if known and limit.key in known:
-        return known[limit.key]
-    if not run.space.slots and limit.quantity in ("macs", "params", "memory", "size"):
-        raise OfaError(
-            f"{asked}: {run.space.name} is known by its choices alone, its {limit.quantity} cannot be counted; "
-            "give a table of accuracies that has a column of them"
-        )
-    if limit.quantity in ("macs", "params"):
-        return CountCost(limit.quantity, run.space)
-    if limit.quantity == "memory":
-        return MemoryCost(run.space, limit.precision or "fp32")
-    if limit.quantity == "size":
-        return SizeCost(run.space, limit.precision or "fp32")
-    path = run.latency_path(str(limit.device))
-    if not path.exists():
-        have = sorted(p.stem for p in path.parent.glob("*.json"))
-        tables = f"tables of this run: {', '.join(have)}" if have else "this run has no table yet"
-        raise OfaError(
-            f"{asked}: no latency table of device {limit.device!r}; {tables}; "
-            f"measure it: ofa profile {run.path} --device {limit.device}"
-        )
-    model = open_latency(path, run.space)
-    if isinstance(model, LatencyTable):
-        require_usable(model, path)
-        return EnergyCost(model) if limit.quantity == "energy" else model
-    if limit.quantity == "energy":
-        raise OfaError(f"{asked}: {path} was fitted to latencies and holds no energy; limit latency@{limit.device}")
-    return model

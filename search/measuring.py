@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from ofa.errors import OfaError
 from ofa.progress import progress
 from ofa.run_dir import Run
-from ofa.space import Population
-from search.accuracy import AccuracyModel, JournalledAccuracy, PopulationAccuracy
+from ofa.space import ArchConfig, Population
+from search.accuracy import AccuracyModel, JournalledAccuracy, OnResult, PopulationAccuracy
 from search.active import Trials, best_of
 from search.outcome import front_volume
 from search.problem import Accuracy, Problem
@@ -24,15 +24,25 @@ class Measuring:
         self.run, self.problems, self.model, self.trials = run, problems, model, trials
         self.new = 0  # networks that were measured anew
         self._bar = progress("measuring networks", evals)
+        self._listener: OnResult | None = None
 
     def __enter__(self) -> Measuring:
         self._advance = self._bar.__enter__()
         if isinstance(self.model, JournalledAccuracy):
-            self.model.on_result = lambda arch, top1: self._advance()
+            self._listener = self.model.on_result
+            self.model.on_result = self._note
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if isinstance(self.model, JournalledAccuracy):
+            self.model.on_result = self._listener
         self._bar.__exit__(*exception)  # type: ignore[arg-type]
+
+    def _note(self, arch: ArchConfig, top1: float) -> None:
+        self.new += 1
+        self._advance()
+        if self._listener:
+            self._listener(arch, top1)
 
     def __call__(self, population: Population, round_: int) -> None:
         """Measure architectures of which nothing is known."""
@@ -45,23 +55,27 @@ class Measuring:
             return np.empty(0)
         self.show()
         found = checked(self.model(self.run.space.decode(population)), len(population))
-        self.new += len(population)
-        if not isinstance(self.model, JournalledAccuracy):
+        if not isinstance(self.model, JournalledAccuracy):  # which knows what another search measured meanwhile
+            self.new += len(population)
             self._advance(len(population))
         return found
 
-    def allowed_by(self, problem: Problem) -> Accuracy:
-        """Return what measures the architectures that meet a problem's limits on costs, and says 0 of the others."""
-        space, trials = self.run.space, self.trials
+    def allowed_by(self, problem: Problem, *, most: int) -> Accuracy:
+        """Return what measures the architectures that meet a problem's limits on costs, and says 0 of the others.
+
+        Args:
+            most: networks to measure; beyond them, accuracy is NaN.
+        """
+        space, trials, end = self.run.space, self.trials, self.new + most
 
         def accuracy(population: Population) -> NDArray[np.float64]:
             top1 = np.zeros(len(population))
             missed = np.zeros(len(population)) if problem.reward else problem.constraints.violation(population)
             allowed = np.flatnonzero(missed == 0)
-            fresh = trials.without_known(space.distinct(population[allowed]))
+            fresh = trials.without_known(space.distinct(population[allowed]))[: max(0, end - self.new)]
             trials.add(fresh, self.quietly(fresh), int(trials.round.max(initial=0)) + 1)
-            at = {key: i for i, key in enumerate(space.keys(trials.population).tolist())}
-            top1[allowed] = trials.top1[[at[key] for key in space.keys(population[allowed]).tolist()]]
+            known = dict(zip(space.keys(trials.population).tolist(), trials.top1.tolist(), strict=True))
+            top1[allowed] = [known.get(key, np.nan) for key in space.keys(population[allowed]).tolist()]
             self.show()
             return top1
 

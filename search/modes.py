@@ -29,6 +29,7 @@ PREDICTIONS = 200_000  # networks judged where judging is cheap, unless told
 PROPOSAL = 20_000  # networks that a predictor judges for each proposal
 DESIGN = 0.4  # share of measurements that teach the predictor about the whole space
 FEWEST = 10  # networks that a predictor needs
+MISSES = 10_000  # networks that a strategy may ask for in vain
 KEPT = 512  # networks of a search on cheap accuracy that are reported
 
 
@@ -127,7 +128,14 @@ def _search_directly(problems: Sequence[Problem], measure: Measuring, plan: Plan
         if not share:  # more targets than evaluations: this one chooses from what the others measured
             continue
         strategy = problem.strategy(plan.strategy, np.random.default_rng((plan.seed, i)), batch=batch)
-        optimise(problem.field, problem.judge(measure.allowed_by(problem)), strategy, evaluations=share)
+        before = measure.new
+
+        def go_on(found: Found) -> bool:
+            return measure.new - before < share  # noqa: B023
+
+        # what is known, or misses a limit on costs, costs nothing
+        judge = problem.judge(measure.allowed_by(problem, most=share))
+        optimise(problem.field, judge, strategy, evaluations=share + len(measure.trials) + MISSES, on_batch=go_on)
 
 
 def _search_actively(

@@ -36,11 +36,15 @@ class Found:
         )
 
     def best(self, space: SearchSpace, most: int) -> Found:
-        """Return at most so many distinct ones: those that meet the limits before others, then by their objectives."""
+        """Return at most so many distinct ones: those that meet the limits before others, then by their objectives.
+
+        Of a front that is longer, some are chosen that are spread over it.
+        """
         kept = np.unique(space.keys(self.population), return_index=True)[1]
         if self.objectives.shape[1] > 1:
             kept = kept[self.violation[kept] == self.violation[kept].min()]
             kept = kept[non_dominated(self.objectives[kept])]
+            kept = kept[_spread(self.objectives[kept], most)]
         kept = kept[np.lexsort((self.objectives[kept, 0], self.violation[kept]))][:most]
         return Found(self.population[kept], self.objectives[kept], self.violation[kept], self.evaluations)
 
@@ -95,6 +99,20 @@ def exhaust(space: SearchSpace, judge: Judge, *, most: int = 512, population: Po
         found = (part if found is None else found.joined(part)).best(space, most)
     assert found is not None  # there is a network
     return found
+
+
+def _spread(points: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """Choose rows far from each other: the best of every column, then always the one farthest from those that were chosen."""
+    if len(points) <= most:
+        return np.arange(len(points))
+    low, high = points.min(0), points.max(0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    chosen = list(dict.fromkeys(scaled.argmin(0).tolist()))[:most]
+    distance = np.min([((scaled - scaled[i]) ** 2).sum(1) for i in chosen], axis=0)
+    while len(chosen) < most:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, ((scaled - scaled[chosen[-1]]) ** 2).sum(1))
+    return np.array(chosen)
 
 
 class _Memory:

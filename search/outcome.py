@@ -19,7 +19,8 @@ from search.active import Trials, best_of
 from search.menu import InfeasibleTarget
 from search.pareto import hypervolume, non_dominated
 from search.predictor import AccuracyPredictor
-from search.problem import Problem, price
+from search.prices import price
+from search.problem import Problem
 from search.result import Candidate, SearchResult
 
 
@@ -62,8 +63,9 @@ def make_result(run: Run, outcome: Outcome, path: Path) -> SearchResult | Infeas
     front = np.flatnonzero(feasible)
     front = front[non_dominated(front_points(problem, population[front], top1[front]))]
     believed = top1
-    if outcome.predictor:  # a measured value is noisy and the best of many is the luckiest; the predictor has seen them all
-        believed = (top1 + outcome.predictor.predict(population)) / 2
+    if outcome.predictor:  # a measured value is noisy and the best of many is the luckiest; a good predictor has seen them all
+        weight = max(0.0, outcome.predictor.kendall_tau) / 2
+        believed = (1 - weight) * top1 + weight * outcome.predictor.predict(population)
     best = front[problem.values(population[front], believed[front])[:, 0].argmin()]
     predictor = outcome.predictor
     return SearchResult(
@@ -91,43 +93,45 @@ def make_result(run: Run, outcome: Outcome, path: Path) -> SearchResult | Infeas
 
 
 def front_points(problem: Problem, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what a front is of, all to be small, (n, m): the objectives, or accuracy against what is limited, or MACs."""
-    if len(problem.objectives) > 1 and not problem.reward:
-        return problem.values(population, top1)
-    constraints = problem.constraints
-    columns = [constraints.values(limit, population) for limit in constraints.cost_limits]
-    columns += [price(model, population) for model in problem.costs.values()]
-    if not columns and problem.space.slots:
-        columns = [CountCost("macs", problem.space).predict(population)]
-    return np.column_stack([-top1, *columns])
+    """Return what a front is of, all to be small, (n, m): accuracy, unless costs alone are wanted, against `front_costs`."""
+    columns = []
+    for key, model in front_costs(problem).items():
+        limit = next((limit for limit in problem.constraints.cost_limits if limit.key == key), None)
+        columns.append(problem.constraints.values(limit, population) if limit else price(model, population))
+    return np.column_stack([-top1, *columns] if _shows_accuracy(problem) else columns)
+
+
+def front_costs(problem: Problem) -> dict[str, CostModel]:
+    """Return the costs of a front: those that are to be small; else those that are limited; else MACs, where they are known."""
+    if len(problem.objectives) > 1:
+        return dict(problem.costs)
+    costs = {limit.key: problem.constraints.costs[limit.key] for limit in problem.constraints.cost_limits} | dict(problem.costs)
+    return costs or ({"macs": CountCost("macs", problem.space)} if problem.space.slots else {})
 
 
 def front_volume(problem: Problem, population: Population, top1: NDArray[np.float64]) -> tuple[int, float]:
     """Return the size of the front and the share of all that could be had which it dominates, in [0, 1].
 
     All that could be had lies between a perfect network that costs nothing and a worthless one at the limit, or without a limit
-    at the cost of the largest network. Scores that are no shares of 1 have no such volume: NaN.
+    at the cost of the most expensive network. Scores that are no shares of 1 have no such volume: NaN.
     """
     meets = np.flatnonzero(problem.violation(population, top1) == 0)
     if not len(meets):
         return 0, 0.0
     points = front_points(problem, population[meets], top1[meets])
     points = points[non_dominated(points)]
-    if not (top1[meets].min() >= 0 and top1[meets].max() <= 1):
-        return len(points), float("nan")
-    space = problem.space
-    ends = front_points(problem, space.encode([space.largest]), np.zeros(1))[0]
     bounds = {limit.key: limit.bound for limit in problem.constraints.cost_limits}
-    if len(problem.objectives) > 1:
-        keys = [objective.key for objective in problem.objectives]
-        reference = np.array([0.0 if key == "top1" else bounds.get(key, end) for key, end in zip(keys, ends, strict=True)])
-        best = np.array([-1.0 if key == "top1" else 0.0 for key in keys])
-    else:
-        reference = np.concatenate([[0.0], list(bounds.values()), ends[1 + len(bounds) :]])
-        best = np.concatenate([[-1.0], np.zeros(len(reference) - 1)])
-    if not np.isfinite(reference).all():
+    reference = [bounds.get(key) or problem.ceiling(key, model) for key, model in front_costs(problem).items()]
+    if not (top1[meets].min() >= 0 and top1[meets].max() <= 1) or not np.isfinite(reference).all():
         return len(points), float("nan")
-    return len(points), hypervolume((points - best) / (reference - best), np.ones(len(best)))
+    if _shows_accuracy(problem):
+        points[:, 0] += 1  # from a perfect network
+        reference.insert(0, 1.0)
+    return len(points), hypervolume(points / np.array(reference), np.ones(len(reference)))
+
+
+def _shows_accuracy(problem: Problem) -> bool:
+    return len(problem.objectives) == 1 or any(objective.maximize for objective in problem.objectives)
 
 
 def _history(problem: Problem, trials: Trials) -> list[dict[str, float | int | None]]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latency.cost import CostModel
-from latency.energy_cost import EnergyCost
-from latency.table import LatencyTable
 from ofa.space import Population, SearchSpace
 from ofa.subspace import SubSpace
 from search.constraints import Constraints
 from search.objectives import Objective
 from search.optimise import Judge, optimise
+from search.prices import most, price
 from search.repair import repairer
 from search.rewards import REWARDS, mnasnet_reward
 from search.strategies import Repair, Strategy, get_strategy
@@ -80,6 +80,16 @@ class Problem:
     def space(self) -> SearchSpace:
         return self.constraints.space
 
+    def ceiling(self, key: str, model: CostModel) -> float:
+        """Return what the most expensive network of the space costs, computed once a cost."""
+        if key not in self._ceilings:
+            self._ceilings[key] = most(model, self.space)
+        return self._ceilings[key]
+
+    @cached_property
+    def _ceilings(self) -> dict[str, float]:
+        return {}
+
     def values(self, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the objectives, all to be small, (n, m); of a reward there is one. NaN where something is unknown."""
         if self.reward:
@@ -134,11 +144,6 @@ class Problem:
         targets = np.array([limit.bound for limit in limits])
         found[known] = mnasnet_reward(top1[known], costs[known], targets, alpha=alpha, beta=beta)
         return found
-
-
-def price(model: CostModel, population: Population) -> NDArray[np.float64]:
-    """Price architectures, NaN where a table does not hold all of their blocks, (n,)."""
-    return model.price(population) if isinstance(model, LatencyTable | EnergyCost) else model.predict(population)
 
 
 def usable_part(space: SearchSpace, usable: Callable[[Population], NDArray[np.bool_]]) -> SubSpace:

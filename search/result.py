@@ -89,7 +89,7 @@ class SearchResult:
                 "weights_sha256": self.weights_sha256,
                 "limits": list(self.limits),
                 "predicted": self.best.costs,
-                "top1_validation": self.best.top1,
+                **({"top1_validation": self.best.top1} if self.accuracy == "supernet" else {}),
                 "devices": self.devices,
             },
         )

@@ -17,12 +17,13 @@ from ofa.space import ArchConfig
 from ofa.spaces import get_space
 from search.accuracy import AccuracyModel, PopulationAccuracy
 from search.callable_accuracy import CallableAccuracy
-from search.constraints import Constraints, InfeasibleError, cost_model
+from search.constraints import Constraints, InfeasibleError
 from search.measuring import asking
 from search.menu import InfeasibleTarget, save_menu
 from search.modes import Plan, spend
 from search.objectives import Objective, parse_objectives
 from search.outcome import Outcome, make_result
+from search.prices import cost_model
 from search.problem import Problem
 from search.result import SearchResult
 from search.rewards import REWARDS

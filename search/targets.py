@@ -38,8 +38,9 @@ def sweep(text: str, where: Sequence[str] = ()) -> dict[str, list[str]]:
     if not match:
         raise OfaError(f'sweep {text!r}: expected QUANTITY[@DEVICE]: FROM..TO xCOUNT, e.g. "latency@pi4: 4ms..20ms x9"')
     key, first, last, count = match[1], match[2], match[3], int(match[4])
+    shares = first.endswith("%") and last.endswith("%")
     try:
-        ends = [parse_limit(f"{key} <= {value}") for value in (first, last)]
+        ends = [parse_limit(f"{key} <= {value}", largest=(lambda limit: 100.0) if shares else None) for value in (first, last)]
     except LimitError as error:
         raise OfaError(f"sweep {text!r}: {error}") from None
     low, high = ends[0].bound, ends[1].bound
@@ -48,5 +49,8 @@ def sweep(text: str, where: Sequence[str] = ()) -> dict[str, list[str]]:
     for limit in where:
         if limit.partition("<")[0].strip() in (key, ends[0].key):
             raise OfaError(f"sweep {text!r}: --where {limit!r} limits the same quantity, expected one of the two")
-    values = [format_value(ends[0].quantity, float(value), digits=4) for value in np.linspace(low, high, count)]
-    return {f"{ends[0].key}_{value}": [f"{ends[0].key} <= {value}", *where] for value in values}
+    bounds = np.linspace(low, high, count).tolist()
+    values = [f"{value:.4g}%" if shares else format_value(ends[0].quantity, value, digits=4) for value in bounds]
+    if len(set(values)) < count:
+        raise OfaError(f"sweep {text!r}: {count} values lie so close that four digits do not tell them apart, expected fewer")
+    return {f"{ends[0].key}_{value.replace('%', 'pct')}": [f"{ends[0].key} <= {value}", *where] for value in values}

@@ -14,9 +14,11 @@ from search.choice_space import ChoiceSpace
 from search.constraints import Constraints, InfeasibleError
 from search.objectives import parse_objectives
 from search.optimise import exhaust, optimise
+from search.prices import most
 from search.repair import repairer
 from search.strategies import get_strategy
 from search.strategies.evolution import Evolution
+from search.tabular import TableRows, TabularCost
 from search.targets import per_device, sweep
 
 SPACE = get_space("mbv3_tiny_image")
@@ -318,3 +320,45 @@ def test_limits_that_exclude_each_other_say_so_together():
         match=r"nothing that was found in mbv3_tiny_image meets all of .*; nearest feasible: macs <= .*params <= ",
     ):
         contradictory.require_feasible()
+
+
+# -- what review found -------------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_of_the_most_expensive_network_even_where_the_last_options_are_cheap():
+    space = ChoiceSpace("two", (Dimension("a", ("big", "small")), Dimension("b", ("big", "small"))))
+    rows = TableRows(space, space.everything())
+    macs = TabularCost("macs", rows, np.array([400.0, 300.0, 200.0, 100.0]))
+    assert most(macs, space) == 400
+    assert most(CountCost("macs", SPACE), SPACE) == CountCost("macs", SPACE)(SPACE.largest)
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"), [("macs <= 100%", 1_234_567.0), ("macs <= 60%", 740_741.0), ("latency@x <= 50%", 0.5)]
+)
+def test_a_share_is_rounded_up_to_six_digits(text, bound):
+    largest = {"macs": 1_234_567.0, "latency@x": 1.0}
+    found = parse_limit(text, largest=lambda limit: largest[limit.key]).bound
+    assert found >= bound * (1 - 1e-12)
+    assert found == pytest.approx(bound, rel=1e-5)
+
+
+def test_a_long_front_is_thinned_evenly_and_keeps_its_ends():
+    space = ChoiceSpace("line", (Dimension("a", tuple(range(5000))),))
+
+    def judge(population):
+        a = population[:, 0].astype(float)
+        return np.column_stack([a, -a]), np.zeros(len(a))
+
+    found = exhaust(space, judge, most=50)
+    kept = np.sort(found.population[:, 0])
+    assert len(kept) == 50
+    assert kept[0] == 0
+    assert kept[-1] == 4999
+    assert np.diff(kept).max() < 200
+
+
+def test_a_sweep_in_shares_and_one_too_fine_to_tell():
+    assert sweep("macs: 20%..60% x3") == {f"macs_{v}pct": [f"macs <= {v}%"] for v in (20, 40, 60)}
+    with pytest.raises(OfaError, match="so close that four digits"):
+        sweep("macs: 60M..60.001M x50")

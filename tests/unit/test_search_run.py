@@ -451,7 +451,7 @@ def test_a_function_that_hangs_is_ended(run, tmp_path):
             time.sleep(600)
         return capacity(arch)
 
-    found = search_run(run, ["macs <= 2M"], accuracy=slow, timeout_s=0.5, predictor="none", evals=4)
+    found = search_run(run, ["macs <= 2M"], accuracy=slow, timeout_s=3, predictor="none", evals=4)
     assert marker.exists()
     assert len(found.candidates) == found.new_evaluations  # it was asked once more, and answered
 
