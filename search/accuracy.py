@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.errors import OfaError
-from ofa.progress import progress
+from ofa.progress import progress, say
 from ofa.run_dir import Run
 from ofa.space import ArchConfig, Population, SearchSpace
 from search.engine import Engine
@@ -81,10 +81,6 @@ class JournalledAccuracy(ABC):
         trials = self.journal.trials
         return np.array([trials[key].result if key in trials else math.nan for key in keys])
 
-    def count_known(self, archs: Sequence[ArchConfig]) -> int:
-        """Count the architectures that the journal already holds."""
-        return sum(key in self.journal.trials for key in self._keys(self._canonical(archs)))
-
     def all_known(self) -> list[ArchConfig]:
         """Return every architecture that the journal holds a number of that is this model's, in the order of measuring."""
         trials = [(key, trial.values) for key, trial in self.journal.trials.items() if trial.values is not None]
@@ -96,6 +92,8 @@ class JournalledAccuracy(ABC):
 
     def _measure_all(self, todo: Mapping[str, ArchConfig]) -> None:
         """Measure architectures and write down every result as it arrives."""
+        if again := len(self.journal.failed.keys() & todo.keys()):
+            say(f"the accuracy of {again} network{'s' * (again > 1)} could not be told last time; asked again")
         # whoever listens to results shows progress as well
         with contextlib.nullcontext(None) if self.on_result else progress(self.label, len(todo)) as advance:
             with contextlib.closing(self._measure(todo)) as results:

@@ -17,6 +17,7 @@ from ofa.artefacts import append_jsonl
 from ofa.progress import say
 from ofa.space import Value
 
+JOURNAL = Path("search") / "trials.jsonl"  # in a run's directory: one for all of its searches
 FIELDS = ("top1", "score")  # the name that a trial's number has: a share in [0, 1], or a score of any scale
 
 

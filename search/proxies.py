@@ -5,29 +5,48 @@ A score is no accuracy: it has a scale of its own, and how well it ranks differs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ofa.blocks import build_chain, init_weights
 from ofa.errors import OfaError
-from ofa.progress import progress
 from ofa.space import ArchConfig, SearchSpace
+from search.accuracy import GROUP, ONE_AT_A_TIME, JournalledAccuracy, OnResult
+from search.engine import Engine
+from search.journal import FIELDS, Journal
 
 GATED = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)  # each lets positive inputs pass, and holds negative ones back
 IMAGES = 32
+VERSION = 1  # of the scores in journals: another one where a proxy, or how its networks are initialised, changes
 
 
-class ProxyAccuracy:
-    """A proxy's score of each architecture, as freshly initialised; the same for the same seed."""
+class ProxyAccuracy(JournalledAccuracy):
+    """A proxy's score of each architecture, as freshly initialised; the same for the same seed, up to the last bits of its sums.
+
+    NaN where two images cannot be told apart, or for numbers too large.
+    """
 
     scale = "any"
 
-    def __init__(self, name: str, space: SearchSpace, images: Tensor | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        space: SearchSpace,
+        images: Tensor | None = None,
+        *,
+        seed: int = 0,
+        journal: Path | Journal | None = None,
+        engine: Engine | str | None = None,
+        on_result: OnResult | None = None,
+    ) -> None:
         """Choose a proxy.
 
         Args:
@@ -35,6 +54,9 @@ class ProxyAccuracy:
             images: (n, 3, r, r) float, normalised, scaled to each architecture's resolution; None = random ones, and synflow
                 needs none.
             seed: of the weights and of random images.
+            journal: where scores are kept; None = nowhere.
+            engine: where to compute (search.engine).
+            on_result: is told every new score as it arrives.
         Raises:
             OfaError: for an unknown name, or for images that are none.
         """
@@ -44,18 +66,42 @@ class ProxyAccuracy:
             raise OfaError(
                 f"images are {images.dtype} of shape {tuple(images.shape)}, expected two or more as float of shape (n, 3, r, r)"
             )
-        self.name, self.space, self.seed = name, space, seed
-        self._images = images
+        super().__init__(space, journal, on_result=on_result, field=FIELDS[1])
+        self.name, self.seed, self.label = name, seed, f"{name} of untrained networks"
+        self.engine = engine if isinstance(engine, Engine) else Engine(engine)
+        self._images = None if name == "synflow" else images
 
-    def __call__(self, archs: Sequence[ArchConfig]) -> NDArray[np.float64]:
-        """Return scores, (n,); NaN where two images cannot be told apart, or for numbers too large."""
-        scores = np.empty(len(archs))
-        with progress(f"{self.name} of untrained networks", len(archs)) as advance:
-            for i, arch in enumerate(archs):
-                score = PROXIES[self.name](self._build(arch), self._images_for(arch))
-                scores[i] = score if np.isfinite(score) else np.nan
-                advance(note=f"{score:.4g}")
-        return scores
+    def _measure(self, todo: Mapping[str, ArchConfig]) -> Generator[tuple[str, float], None, None]:
+        keys = list(todo)
+        here = self.engine.kind == "in-process"
+        size = 1 if here else max(1, min(GROUP, math.ceil(len(keys) / self.engine.workers)))  # images travel with every task
+        groups = [keys[start : start + size] for start in range(0, len(keys), size)]
+        tasks = [[todo[key] for key in group] for group in groups]
+        score = _Scorer(self.name, self.space, self._images, self.seed)
+        for index, found in self.engine.map(score, tasks, name=lambda archs: f"{len(archs)} networks, first {archs[0].values}"):
+            yield from zip(groups[index], found, strict=True)
+
+    @cached_property
+    def _context(self) -> str:
+        shown = ""
+        if self._images is not None:
+            pixels = self._images.detach().cpu().float().contiguous().numpy()
+            shown = f"{pixels.shape}{hashlib.sha256(pixels.tobytes()).hexdigest()}"
+        return f"{self.space.name}|proxy|{self.name}|{VERSION}|{self.seed}|{shown or IMAGES}"
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Computes a proxy's scores, in whatever process."""
+
+    name: str
+    space: SearchSpace
+    images: Tensor | None
+    seed: int
+
+    def __call__(self, archs: Sequence[ArchConfig]) -> list[float]:
+        with ONE_AT_A_TIME:  # threads of a process share the generator that weights are drawn from
+            return [PROXIES[self.name](self._build(arch), self._images_for(arch)) for arch in archs]
 
     def _build(self, arch: ArchConfig) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -69,13 +115,11 @@ class ProxyAccuracy:
 
     def _images_for(self, arch: ArchConfig) -> Tensor:
         resolution = self.space.resolution(arch)
-        if self._images is None:
+        if self.images is None:
             return torch.randn(IMAGES, 3, resolution, resolution, generator=torch.Generator().manual_seed(self.seed))
         size = (resolution, resolution)
         return (
-            self._images
-            if self._images.shape[-2:] == size
-            else F.interpolate(self._images, size, mode="bilinear", antialias=True)
+            self.images if self.images.shape[-2:] == size else F.interpolate(self.images, size, mode="bilinear", antialias=True)
         )
 
 

@@ -14,15 +14,14 @@ from ofa.errors import OfaError
 from ofa.run_dir import Run, max_resolution
 from ofa.space import SearchSpace
 from search.accuracy import AccuracyModel, SupernetAccuracy
-from search.callable_accuracy import CallableAccuracy
+from search.callable_accuracy import accuracy_of_function
 from search.engine import Engine
-from search.journal import Journal
+from search.journal import JOURNAL, Journal
 
 FORMS = (
     "supernet, FILE.csv (a table of networks), FILE.npz (MIT's trained predictor), MODULE:FUNCTION (architecture -> top-1), "
     "proxy:naswot or proxy:synflow"
 )
-JOURNAL = Path("search") / "trials.jsonl"  # of a run, shared by all of its searches
 
 
 def open_accuracy(
@@ -36,12 +35,12 @@ def open_accuracy(
     """Return what tells accuracy.
 
     Args:
-        text: one of FORMS. A function may have an attribute `version`, to be changed when its results do, and `scale` = "any"
-            where it gives scores that only rank (search.callable_accuracy). Its module may lie in the current directory.
+        text: one of FORMS. A function may have an attribute `version`, and `scale` = "any" where it gives scores that only rank
+            (search.callable_accuracy.accuracy_of_function). Its module may lie in the current directory.
         run_or_space: a run, or a space alone, which has no supernet.
-        engine: where supernets are measured and functions run (search.engine).
+        engine: where supernets are measured, proxies computed and functions run (search.engine).
         timeout_s: for one architecture, of a function only.
-        journal: where measured accuracy is kept; None = the run's own, or nowhere for a space.
+        journal: where measured accuracy and scores are kept; None = the run's own, or nowhere for a space.
     Raises:
         OfaError: for a text that names nothing, listing the forms, and for files and modules that cannot be read.
     """
@@ -52,7 +51,7 @@ def open_accuracy(
         journal = run.path / JOURNAL
     text = text.strip()
     if text.startswith("proxy:"):
-        return _proxy(text, run, space)
+        return _proxy(text, run, space, journal, engine)
     if text == "supernet":
         if run is None:
             raise OfaError(f"accuracy 'supernet': space {space.name} alone has no weights; name a run, or expected {FORMS}")
@@ -66,28 +65,26 @@ def open_accuracy(
 
         return load_mit_predictor(Path(text), space)
     if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", text):
-        function = _load_function(text)
-        version, scale = str(getattr(function, "version", "")), str(getattr(function, "scale", "top1"))
-        return CallableAccuracy(
-            function, space, journal, name=text, version=version, scale=scale, timeout_s=timeout_s, engine=engine
-        )
+        return accuracy_of_function(_load_function(text), space, journal, name=text, timeout_s=timeout_s, engine=engine)
     raise OfaError(f"accuracy {text!r}: expected {FORMS}")
 
 
-def _proxy(text: str, run: Run | None, space: SearchSpace) -> AccuracyModel:
+def _proxy(
+    text: str, run: Run | None, space: SearchSpace, journal: Path | Journal | None, engine: Engine | str | None
+) -> AccuracyModel:
     from search.proxies import PROXIES, ProxyAccuracy
 
     name = text.partition(":")[2]
     if name not in PROXIES:
         raise OfaError(f"accuracy {text!r}: unknown proxy {name!r}, expected {FORMS}")
     if run is None or not run.has_images or name == "synflow":
-        return ProxyAccuracy(name, space)
+        return ProxyAccuracy(name, space, journal=journal, engine=engine)
     from ofa.training.data import calibration_batches
     from search.proxies import IMAGES
 
     train, _ = run.load_train_and_validation()
     (images,) = calibration_batches(train, run.preprocess, max_resolution(space), num_images=IMAGES)
-    return ProxyAccuracy(name, space, images)
+    return ProxyAccuracy(name, space, images, journal=journal, engine=engine)
 
 
 def _load_function(text: str) -> Callable[..., Any]:

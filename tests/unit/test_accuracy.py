@@ -1,5 +1,6 @@
 """Where accuracy comes from: the journal, the supernet through every engine, and functions that misbehave."""
 
+import importlib.util
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import train_supernet
 from search.accuracy import AccuracyModel, PopulationAccuracy, SupernetAccuracy
-from search.callable_accuracy import CallableAccuracy
+from search.callable_accuracy import CallableAccuracy, accuracy_of_function
 from search.engine import Engine
 from search.journal import Journal
 
@@ -191,7 +193,6 @@ def test_workers_measure_what_this_process_measures(run, tmp_path, one_thread):
     assert told == dict(zip(archs, expected.tolist(), strict=True))
     lines = [sorted((tmp_path / name).read_text().splitlines()) for name in ("here.jsonl", "there.jsonl")]
     assert lines[0] == lines[1]
-    assert here.count_known(draw(20)) == 10
     assert set(here.all_known()) == set(archs)
 
 
@@ -229,7 +230,6 @@ def test_another_weights_trials_are_not_believed(run, tmp_path):
     records = [{"key": f"{i:032x}", "values": list(arch.values), "top1": 0.5} for i, arch in enumerate(archs)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     model = SupernetAccuracy(run, path)
-    assert model.count_known(archs) == 0
     assert model.all_known() == []
 
 
@@ -245,7 +245,7 @@ def test_ten_thousand_trials_are_read_in_less_than_a_second(run, tmp_path):
     model = SupernetAccuracy(run, path)
     assert model.all_known() == archs
     assert time.process_time() - began < 1.0
-    assert model.count_known(archs[:100]) == 100
+    assert model(archs[:100]).tolist() == [0.5] * 100
 
 
 SEARCH = """
@@ -306,8 +306,112 @@ def test_a_function_is_asked_once_for_each_network(path):
     assert told == [(arch, 0.25) for arch in archs]
     assert CallableAccuracy(measure, SPACE, path)(archs).tolist() == [0.25] * 4
     assert len(asked) == 4
-    assert CallableAccuracy(measure, SPACE, path, version="2").count_known(archs) == 0
-    assert CallableAccuracy(measure, SPACE, path, name="other").count_known(archs) == 0
+    assert not CallableAccuracy(measure, SPACE, path, version="2").all_known()
+    assert not CallableAccuracy(measure, SPACE, path, name="other").all_known()
+
+
+def written(tmp_path, text):
+    """Return the function `accuracy` of a module with that text, which replaces the one before, as an editor does."""
+    (tmp_path / "module.py").write_text(text)
+    spec = importlib.util.spec_from_file_location("module", tmp_path / "module.py")
+    module = importlib.util.module_from_spec(spec)
+    exec(compile(text, str(tmp_path / "module.py"), "exec"), vars(module))  # no bytecode is cached
+    return module.accuracy
+
+
+EDITS = [
+    ("def accuracy(arch):\n    return 0.9\n", "def accuracy(arch):\n    return 0.3\n"),
+    ("def accuracy(arch, top1=0.9):\n    return top1\n", "def accuracy(arch, top1=0.3):\n    return top1\n"),
+    (
+        "def accuracy(arch):\n    def inner():\n        return 0.9\n    return inner()\n",
+        "def accuracy(arch):\n    def inner():\n        return 0.3\n    return inner()\n",
+    ),
+    (
+        "import functools\n@functools.lru_cache\ndef accuracy(arch):\n    return 0.9\n",
+        "import functools\n@functools.lru_cache\ndef accuracy(arch):\n    return 0.3\n",
+    ),
+    (
+        "class Own:\n    def __call__(self, arch):\n        return self.help()\n    def help(self):\n        return 0.9\naccuracy = Own()\n",
+        "class Own:\n    def __call__(self, arch):\n        return self.help()\n    def help(self):\n        return 0.3\naccuracy = Own()\n",
+    ),
+    (
+        "class Own:\n    def train(self, arch):\n        return 0.9\naccuracy = Own().train\n",
+        "class Own:\n    def train(self, arch):\n        return 0.3\naccuracy = Own().train\n",
+    ),
+    (
+        "class Own:\n    def __init__(self, top1): self.top1 = top1\n    def __call__(self, arch): return self.top1\naccuracy = Own(0.9)\n",
+        "class Own:\n    def __init__(self, top1): self.top1 = top1\n    def __call__(self, arch): return self.top1\naccuracy = Own(0.3)\n",
+    ),
+    (
+        "from functools import partial\ndef train(arch, top1): return top1['is']\naccuracy = partial(train, top1={'is': 0.9})\n",
+        "from functools import partial\ndef train(arch, top1): return top1['is']\naccuracy = partial(train, top1={'is': 0.3})\n",
+    ),
+    (
+        "def make(top1):\n    def accuracy(arch): return top1\n    return accuracy\naccuracy = make(0.9)\n",
+        "def make(top1):\n    def accuracy(arch): return top1\n    return accuracy\naccuracy = make(0.3)\n",
+    ),
+]
+KINDS = ["constant", "default", "nested", "cached", "object", "method", "state", "partial", "closure"]
+
+
+@pytest.mark.parametrize("has_source", [True, False])
+@pytest.mark.parametrize("edit", EDITS, ids=KINDS)
+def test_results_of_an_edited_function_are_not_believed(path, tmp_path, edit, has_source, monkeypatch):
+    if not has_source:  # as in an interactive session
+        monkeypatch.setattr("inspect.getsource", lambda thing: (_ for _ in ()).throw(OSError("no source")))
+    found = []
+    for text in (edit[0], edit[0], *edit):
+        model = CallableAccuracy(written(tmp_path, text), SPACE, path, name="mine")
+        found.append((len(model.all_known()), *model([SPACE.smallest])))
+    assert found == [(0, 0.9), (1, 0.9), (1, 0.9), (0, 0.3)]
+
+
+def test_two_functions_of_one_line_are_told_apart(path):
+    first, second = lambda arch: 0.9, lambda arch: 0.3
+    assert [CallableAccuracy(f, SPACE, path, name="mine")([SPACE.smallest])[0] for f in (first, second)] == [0.9, 0.3]
+
+
+FINGERPRINT = """
+from search.fingerprint import fingerprint
+def accuracy(arch, names=frozenset(("a", "b", "c", "d"))):
+    return 0.5 if arch in {"e", "f", "g", "h"} else 0.25
+print(fingerprint(accuracy))
+"""
+
+
+def test_the_fingerprint_is_the_same_in_another_process(tmp_path):
+    """Sets are printed in an order that depends on the process."""
+    found = set()
+    for seed in "123":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
+        found.add(subprocess.run([sys.executable, "-c", FINGERPRINT], env=environment, capture_output=True, text=True).stdout)
+    (only,) = found
+    assert len(only.strip()) == 16
+
+
+def test_what_a_function_writes_down_of_its_calls_makes_no_other_function_of_it(path):
+    asked = []
+
+    def measure(arch):
+        asked.append(arch)
+        return 0.5
+
+    for _ in range(2):
+        CallableAccuracy(measure, SPACE, path)([SPACE.smallest])
+    assert len(asked) == 1
+
+
+def test_version_and_scale_of_a_function_are_read_wherever_it_comes_from(path):
+    def measure(arch, top1):
+        return top1
+
+    measure.version, measure.scale = 7, "any"
+    model = accuracy_of_function(measure, SPACE, path, timeout_s=3)
+    assert (model.version, model.scale, model.timeout_s) == ("7", "any", 3)
+    assert model.name.endswith("measure")
+    model = accuracy_of_function(partial(measure, top1=97.3), SPACE, path, name="mine")
+    assert (model.version, model.name, model([SPACE.smallest]).tolist()) == ("7", "mine", [97.3])
+    assert accuracy_of_function(returns(0.5), SPACE, None, name="f")([SPACE.smallest]).tolist() == [0.5]
 
 
 def fails(how, marks=None):
@@ -352,15 +456,22 @@ def test_what_is_no_accuracy_is_written_down_and_nan(path, tmp_path, capsys, val
 
 
 def test_one_that_raises_is_asked_again_and_another_search_asks_anew(path, capsys):
-    def explode(arch):
-        raise ZeroDivisionError("by zero\nand more")
+    broken = [True]
 
-    archs = draw(2)
-    assert np.isnan(CallableAccuracy(explode, SPACE, path, name="f")(archs)).all()
-    assert "ZeroDivisionError: by zero\n" in capsys.readouterr().err
-    model = CallableAccuracy(returns(0.5), SPACE, path, name="f")
-    assert len(model.journal.failed) == 2
-    assert model(archs).tolist() == [0.5, 0.5]
+    def explode(arch):
+        if broken:
+            raise ZeroDivisionError("by zero\nand more")
+        return 0.5
+
+    archs = draw(3)
+    model = CallableAccuracy(explode, SPACE, path, name="f")
+    assert np.isnan(model(archs[:2])).all()
+    assert "ZeroDivisionError: by zero\n" in (error := capsys.readouterr().err)
+    assert "asked again" not in error
+    broken.clear()
+    assert np.isnan(model(archs[:2])).all()  # not by this search
+    assert CallableAccuracy(explode, SPACE, path, name="f")(archs).tolist() == [0.5] * 3
+    assert "the accuracy of 2 networks could not be told last time; asked again" in capsys.readouterr().err
     assert not Journal(path).failed
 
 
@@ -406,6 +517,59 @@ def test_failures_between_results_do_not_stop_the_search(path):
     good = {arch.values for arch in archs[::3]}
     found = CallableAccuracy(lambda arch: 0.5 if arch.values in good else None, SPACE, path, name="f")(archs)
     assert np.isfinite(found).tolist() == [True, False, False] * 4
+
+
+def failing(archs, bad):
+    """Return a function that raises for the architectures at `bad`, and the list of its calls."""
+    asked, bad_values = [], frozenset(archs[i].values for i in bad)
+
+    def measure(arch):
+        asked.append(arch)
+        if arch.values in bad_values:
+            raise RuntimeError("diverged")
+        return 0.5
+
+    return measure, asked
+
+
+def test_a_function_that_fails_for_a_third_does_not_end_a_search_of_a_hundred(path):
+    archs = draw(100)
+    for seed in range(20):
+        bad = np.random.default_rng(seed).permutation(np.arange(1, 100))[:33]
+        model = CallableAccuracy(failing(archs, bad)[0], SPACE, None, name="f")
+        found = np.concatenate([model(archs[start : start + 7]) for start in range(0, 100, 7)])
+        assert np.isnan(found).sum() == 33
+
+
+def test_a_search_that_goes_on_may_begin_with_those_that_failed(path):
+    """Those that did not fail are known, so that the first ones asked are those that fail for sure."""
+    archs = draw(60)
+    measure, _ = failing(archs, range(1, 60, 3))
+    CallableAccuracy(measure, SPACE, path, name="f")(archs[:50])
+    found = CallableAccuracy(measure, SPACE, path, name="f")(archs)
+    assert np.isnan(found).sum() == 20
+
+
+def test_most_of_the_last_twenty_failing_stops_the_search_across_calls(path):
+    archs = draw(60)
+    measure, asked = failing(archs, range(30, 60))
+    model = CallableAccuracy(measure, SPACE, path, name="mine")
+    assert np.isfinite(model(archs[:30])).all()
+    assert np.isnan(model(archs[30:40])).all()
+    with pytest.raises(
+        OfaError, match="mine: failed for 14 of the last 20 architectures, the last time with: RuntimeError: diverged"
+    ):
+        model(archs[40:])
+    assert len(set(asked)) == 44
+    assert len(model.journal.trials) == 30
+
+
+def test_three_failures_and_no_success_stop_the_search_across_calls(path):
+    archs = draw(3)
+    model = CallableAccuracy(failing(archs, range(3))[0], SPACE, path, name="mine")
+    assert np.isnan(model(archs[:2])).all()
+    with pytest.raises(OfaError, match="mine: failed for 3 architectures one after the other, the last time with: RuntimeError"):
+        model(archs[2:])
 
 
 def test_scores_of_any_scale_are_kept_apart_from_top1(path):

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,10 +23,13 @@ from ofa.spaces import get_space
 from search.accuracy import AccuracyModel, PopulationAccuracy
 from search.callable_accuracy import CallableAccuracy
 from search.choice_space import ChoiceSpace
+from search.engine import Engine
+from search.journal import Journal
 from search.proxies import PROXIES, ProxyAccuracy, naswot, synflow
 from search.sources import open_accuracy
 from search.tabular import TableRows, TabularAccuracy, TabularCost, read_accuracy_csv
 
+ROOT = Path(__file__).parents[2]
 TINY = get_space("mbv3_tiny_image")
 SMALL = ChoiceSpace(
     "small",
@@ -224,6 +230,32 @@ def test_what_are_no_images_is_refused(images):
         ProxyAccuracy("naswot", TINY, images)
 
 
+@pytest.mark.parametrize("engine", [None, "joblib:1"])
+@pytest.mark.parametrize("name", PROXIES)
+def test_scores_are_computed_once_and_kept(name, engine, tmp_path, monkeypatch):
+    path, images = tmp_path / "trials.jsonl", torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    archs = TINY.decode(TINY.distinct(TINY.sample(np.random.default_rng(0), 4)))
+    model = ProxyAccuracy(name, TINY, images, journal=path, engine=engine)
+    first = model(archs)
+    model.engine.close()
+    np.testing.assert_allclose(first, ProxyAccuracy(name, TINY, images)(archs), rtol=1e-6)  # workers have one thread
+    assert not Journal(path).trials
+    assert len(Journal(path, field="score").trials) == 4
+
+    others = [ProxyAccuracy(name, TINY, images, journal=path, seed=1)]
+    if name == "naswot":
+        others += [ProxyAccuracy(name, TINY, shown, journal=path) for shown in (None, images + 1, images[:, :, :24])]
+    others += [ProxyAccuracy(other, TINY, images, journal=path) for other in PROXIES if other != name]
+    assert not any(other.all_known() for other in others)
+    monkeypatch.setitem(PROXIES, name, lambda net, images: pytest.fail("computed again"))
+    np.testing.assert_array_equal(ProxyAccuracy(name, TINY, images, journal=path)(archs), first)
+
+
+def test_a_score_that_cannot_be_told_is_nan(monkeypatch):
+    monkeypatch.setitem(PROXIES, "naswot", lambda net, images: math.inf)
+    assert np.isnan(ProxyAccuracy("naswot", TINY)([TINY.smallest])).all()
+
+
 # -- words -------------------------------------------------------------------------------------------------------------
 
 MODULE = """
@@ -255,10 +287,29 @@ def test_a_function_is_imported_from_the_current_directory(here, engine):
     assert (here / "trials.jsonl").exists()
 
 
+def test_an_edited_function_is_asked_again(here):
+    """The command is the same, the file is not."""
+    found = []
+    for top1 in (0.9, 0.9, 0.3):
+        (here / "edited.py").write_text(f"def accuracy(arch):\n    open('asked', 'a').write('x')\n    return {top1}\n")
+        code = "from search.sources import open_accuracy; from ofa.spaces import get_space; from pathlib import Path\n"
+        code += "space = get_space('mbv3_tiny_image')\n"
+        code += "print(open_accuracy('edited:accuracy', space, journal=Path('trials.jsonl'))([space.smallest])[0])"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=True)
+        found.append(float(done.stdout))
+    assert found == [0.9, 0.9, 0.3]
+    assert (here / "asked").read_text() == "xx"
+
+
 def test_a_table_and_a_proxy_are_opened_by_name(here):
     (here / "table.csv").write_text(HEADER + "1,1,conv,0.5,1,1\n")
     assert open_accuracy("table.csv", SMALL)([SMALL.arch(depth=1, width=1.0)]).tolist() == [0.5]
-    assert np.isfinite(open_accuracy("proxy:synflow", TINY)([TINY.largest])).all()
+    with Engine("joblib:1") as engine:
+        model = open_accuracy("proxy:synflow", TINY, journal=here / "trials.jsonl", engine=engine)
+        assert np.isfinite(model([TINY.largest])).all()
+        assert model.engine is engine
+    assert len(Journal(here / "trials.jsonl", field="score").trials) == 1
 
 
 @pytest.mark.skipif(not MIT.exists(), reason="../shared/data is not here: MIT's trained predictor")
