@@ -128,7 +128,7 @@ class Constraints:
             drawn = model.rows.population if isinstance(model, TabularCost) else uniform
             values = self.values(limit, drawn)
             extremes = self.values(limit, np.concatenate([ends, self._extremes(limit)]))
-            share = float(np.mean([limit.allows(v) for v in values]))
+            share = float(np.mean([limit.allows(v) for v in values])) if len(values) else 0.0
             everything = np.concatenate([values, extremes])
             known = everything[np.isfinite(everything)]
             if not len(known):

@@ -405,6 +405,18 @@ def test_a_table_of_few_networks_gives_its_best(run, tmp_path):
         search_run(run, ["latency@phone <= 0.5ms"], accuracy=str(path))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("where", [[], ["latency@phone <= 3ms"]])
+def test_a_table_of_no_network_is_refused_in_one_line(run, tmp_path, where):
+    path = tmp_path / "none.csv"
+    path.write_text(",".join([*(d.name for d in TINY.dimensions), "top1", "latency_ms@phone"]) + "\n")
+    with pytest.raises(
+        OfaError, match=r"no accuracy could be told of any network|nothing in mbv3_tiny_image is priced"
+    ) as caught:
+        search_run(run, where, accuracy=str(path), evals=100)
+    assert "\n" not in str(caught.value)
+
+
 def test_limits_and_objectives_that_a_table_lacks_are_refused(macro, table):
     path, *_ = table
     for options in ({"where": ["macs <= 1M"]}, {"minimize": "macs"}):
