@@ -37,7 +37,7 @@ def search(
     run: Annotated[Path, typer.Argument(help="Run directory that `ofa train` made; with --space it may be a new one.")],
     where: Annotated[
         list[str] | None,
-        typer.Option(help='A limit, e.g. "latency@pi4 <= 12ms", "params <= 1.5M", "macs <= 60%"; repeat for more.'),
+        typer.Option(help='A limit, e.g. "latency@pi4 <= 12ms"; repeat for more.'),
     ] = None,
     maximize: Annotated[list[str] | None, typer.Option("--max", help="accuracy, which is also the default.")] = None,
     minimize: Annotated[
@@ -50,18 +50,23 @@ def search(
         str | None, typer.Option(help='The best network at each of many limits, e.g. "latency@pi4: 4ms..20ms x9".')
     ] = None,
     evals: Annotated[
-        int | None, typer.Option(help="Networks to measure; default 100, or 200,000 where a table or predictor tells accuracy.")
+        int | None,
+        typer.Option(help="Networks to measure, 100; where a table or predictor tells accuracy, 200,000 for each target."),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Times that the predictor is fitted again and says what to measure next.")] = 6,
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="aging_evolution, coarse_to_fine, evolution, local, nsga2, random, reinforce; default evolution or nsga2"
+            help="aging_evolution, coarse_to_fine, evolution, local, nsga2, random or reinforce; default: evolution, "
+            "or nsga2 with several objectives."
         ),
     ] = None,
     predictor: Annotated[
         str,
-        typer.Option(help="auto, none (the strategy itself asks for measurements), or ridge, gaussian_process, ..."),
+        typer.Option(
+            help="auto, none (the strategy itself asks for measurements), or gaussian_process, ridge, ridge_pairs, "
+            "random_forest, gradient_boosting, blend, mlp, torch_mlp or macs."
+        ),
     ] = "auto",
     accuracy: Annotated[
         str,
@@ -79,45 +84,55 @@ def search(
 ) -> Path | None:
     """Find the most accurate network under your limits.
 
-    All limits must hold; exit 3 if no network meets them.
+    All limits must hold; exit 3 if no network (or, of several targets, none) meets them.
+    Limits: latency@DEVICE, energy@DEVICE, macs, params, memory, size (both also @fp16, @int8) <= a number with its unit or a
+    share such as 60% of the largest network; accuracy >= 0.9.
 
+    Results: RUN/search[/TAG]/best, front.json, front.csv; of several targets one folder each, and RUN/search/menu.csv.
     What was measured is kept: another limit, another device or another day costs only what is new.
     Example: ofa search runs/x --where "latency@pi4 <= 12ms" --where "latency@laptop <= 3ms" --per-device
     """
     from ofa.errors import OfaError
     from ofa.progress import say
     from search import targets
+    from search.constraints import InfeasibleError
     from search.menu import InfeasibleTarget
     from search.run import open_run, search_targets
     from search.tables import show_menu
 
-    limits = where or []
+    limits, began = where or [], (run / "run.json").exists()
     if per_device and sweep:
         raise OfaError("--per-device and --sweep: expected one of them; a sweep may be given other limits with --where")
     wanted = targets.sweep(sweep, limits) if sweep else targets.per_device(limits) if per_device else {"": limits}
-    found = search_targets(
-        open_run(run, space),
-        wanted,
-        maximize=maximize,
-        minimize=minimize,
-        strategy=strategy,
-        evals=evals,
-        rounds=rounds,
-        predictor=predictor,
-        accuracy=accuracy,
-        reward=reward,
-        engine=engine,
-        timeout_s=timeout,
-        tag=tag,
-        seed=seed,
-    )
+    try:
+        found = search_targets(
+            open_run(run, space),
+            wanted,
+            maximize=maximize,
+            minimize=minimize,
+            strategy=strategy,
+            evals=evals,
+            rounds=rounds,
+            predictor=predictor,
+            accuracy=accuracy,
+            reward=reward,
+            engine=engine,
+            timeout_s=timeout,
+            tag=tag,
+            seed=seed,
+        )
+    except OfaError as error:
+        if json and isinstance(error, InfeasibleError):
+            print_json({"best": None, "reason": str(error)})
+        if not began and not (run / "search").exists():  # nothing is in it yet but its space, which may be the mistake
+            (run / "run.json").unlink(missing_ok=True)
+        raise
     if len(wanted) > 1:
         show_menu(found)
     for result in found.values():
         if len(wanted) == 1 and not isinstance(result, InfeasibleTarget):
             costs = ", ".join(describe_cost(key, value) for key, value in result.best.costs.items())
-            told = "on validation images" if result.accuracy == "supernet" else f"by {result.accuracy}"
-            say(f"best: top-1 {result.best.top1:.4f} {told}, {costs}  -> {result.path / 'best'}")
+            say(f"best: {result.describe_accuracy()}, {costs}  -> {result.path / 'best'}")
     if json:
         summaries = {name: _summary(result) for name, result in found.items()}
         print_json({"targets": summaries} if len(wanted) > 1 else summaries.popitem()[1])
@@ -131,6 +146,7 @@ def _summary(found: SearchResult | InfeasibleTarget) -> dict[str, Any]:
         return {"best": None, "reason": found.reason}
     return {
         "best": str(found.path / "best"),
+        "accuracy": found.accuracy,
         "top1": found.best.top1,
         "costs": found.best.costs,
         "front": len(found.front),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latency.cost import CostModel
 from latency.plan import spread_networks
 from ofa.errors import OfaError
 from ofa.progress import progress, say
@@ -53,9 +54,17 @@ class Plan:
 
 
 def spend(
-    run: Run, problems: Sequence[Problem], model: AccuracyModel | PopulationAccuracy, plan: Plan
+    run: Run,
+    problems: Sequence[Problem],
+    model: AccuracyModel | PopulationAccuracy,
+    plan: Plan,
+    known: Mapping[str, CostModel],
 ) -> tuple[Trials, AccuracyPredictor | None, int]:
-    """Return what was judged, the predictor if one was fitted, and how many networks were judged anew."""
+    """Return what was judged, the predictor if one was fitted, and how many networks were judged anew.
+
+    Args:
+        known: costs that the source of accuracy knows, by Limit.key; where blocks cannot be counted, they help to predict.
+    """
     if isinstance(model, PopulationAccuracy):
         return _search_cheap(run, problems, model, plan)
     trials = Trials(run.space)
@@ -65,7 +74,7 @@ def spend(
         if plan.predictor == "none":
             _search_directly(problems, measure, plan, evals)
             return trials, None, measure.new
-        fitted = _search_actively(run, problems, trials, measure, plan, evals)
+        fitted = _search_actively(run, problems, trials, measure, plan, evals, known)
         return trials, fitted, measure.new
 
 
@@ -139,13 +148,20 @@ def _search_directly(problems: Sequence[Problem], measure: Measuring, plan: Plan
 
 
 def _search_actively(
-    run: Run, problems: Sequence[Problem], trials: Trials, measure: Measuring, plan: Plan, evals: int
+    run: Run,
+    problems: Sequence[Problem],
+    trials: Trials,
+    measure: Measuring,
+    plan: Plan,
+    evals: int,
+    known: Mapping[str, CostModel],
 ) -> AccuracyPredictor | None:
     """Measure a design, then what the predictor finds promising."""
     kinds = None if plan.predictor == "auto" else [plan.predictor]
+    costs = None if run.space.slots else {key: known[key] for key in ("params", "macs") if key in known}
 
     def fit(population: Population, top1: NDArray[np.float64]) -> AccuracyPredictor:
-        return fit_predictor(run.space, population, top1, kinds=kinds, seed=plan.seed)
+        return fit_predictor(run.space, population, top1, kinds=kinds, seed=plan.seed, costs=costs)
 
     size = run.space.size()
     if size <= max(evals, FEWEST):  # measuring all of them is the best that can be done
@@ -159,8 +175,8 @@ def _search_actively(
             "or search without one: --predictor none"
         )
     new = new[: evals - 1]
-    known = len(design) - len(trials.without_known(design))
-    say(f"{len(design)} networks for the predictor" + (f", {known} of them measured before" if known else ""))
+    before = len(design) - len(trials.without_known(design))
+    say(f"{len(design)} networks for the predictor" + (f", {before} of them measured before" if before else ""))
     measure(new, 0)
     if trials.told.sum() < FEWEST:
         raise OfaError(f"the accuracy of {trials.told.sum()} networks could be told, expected at least {FEWEST} for a predictor")

@@ -43,7 +43,7 @@ def make_result(run: Run, outcome: Outcome, path: Path) -> SearchResult | Infeas
     told = np.flatnonzero(trials.told)
     population, top1 = trials.population[told], trials.top1[told]
     feasible = problem.violation(population, top1) == 0
-    limits = tuple(map(str, problem.constraints.limits))
+    limits = () if problem.reward else tuple(map(str, problem.constraints.limits))  # a reward's targets may be missed
     if not feasible.any():
         near = best_of(problem, trials)[0]
         reason = f"none of {len(told)} networks meets {'; '.join(limits)}; the nearest has top1 {trials.top1[near]:.4f}"
@@ -83,13 +83,17 @@ def make_result(run: Run, outcome: Outcome, path: Path) -> SearchResult | Infeas
             for model in problem.constraints.costs.values()
             if isinstance(model, LatencyTable) and is_of_this_machine(model)
         },
-        objectives=(f"max {problem.reward}",) if problem.reward else tuple(map(str, problem.objectives)),
+        objectives=(_reward_text(problem),) if problem.reward else tuple(map(str, problem.objectives)),
         strategy=outcome.strategy,
         accuracy=outcome.accuracy,
         evals=len(told),
         ranges=tuple({**asdict(found), "limit": str(found.limit)} for found in problem.constraints.ranges),
         history=tuple(_history(problem, trials)),
     )
+
+
+def _reward_text(problem: Problem) -> str:
+    return f"max {problem.reward} of " + "; ".join(map(str, problem.constraints.limits))
 
 
 def front_points(problem: Problem, population: Population, top1: NDArray[np.float64]) -> NDArray[np.float64]:

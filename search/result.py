@@ -53,6 +53,14 @@ class SearchResult:
     ranges: tuple[dict[str, Any], ...] = ()  # for each limit: limit, minimum, median, maximum, share of the space that fits
     history: tuple[dict[str, Any], ...] = ()  # after each round: evaluations, best_top1, front_size, hypervolume (None = unknown)
 
+    def describe_accuracy(self) -> str:
+        """Say how accurate the best is, and who says so."""
+        if self.accuracy == "supernet":
+            return f"top-1 {self.best.top1:.4f} on validation images"
+        if 0 <= self.best.top1 <= 1 and not self.accuracy.startswith("proxy:"):
+            return f"top-1 {self.best.top1:.4f} by {self.accuracy}"
+        return f"score {self.best.top1:.4g} by {self.accuracy}"
+
     def save(self, run: Run) -> None:
         """Write front.json, front.csv, best/arch.json and best/candidate.json.
 

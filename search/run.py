@@ -18,6 +18,7 @@ from ofa.spaces import get_space
 from search.accuracy import AccuracyModel, PopulationAccuracy
 from search.callable_accuracy import CallableAccuracy
 from search.constraints import Constraints, InfeasibleError
+from search.engine import Engine
 from search.measuring import asking
 from search.menu import InfeasibleTarget, save_menu
 from search.modes import Plan, spend
@@ -30,7 +31,6 @@ from search.rewards import REWARDS
 from search.sources import FORMS, open_accuracy
 from search.strategies import get_strategy
 from search.tables import show_ranges
-from search.tabular import TabularAccuracy
 
 JOURNAL = "trials.jsonl"
 RESERVED = ("best", "front.json", "front.csv", "menu.json", "menu.csv", "predictor.json", JOURNAL)  # no folders of targets
@@ -53,7 +53,21 @@ def open_run(path: Path, space: str | None = None) -> Run:
 
 
 def search_run(
-    run: Run | Path | str, where: str | Sequence[str] = (), *, tag: str | None = None, **options: object
+    run: Run | Path | str,
+    where: str | Sequence[str] = (),
+    *,
+    maximize: str | Sequence[str] | None = None,
+    minimize: str | Sequence[str] | None = None,
+    strategy: str | None = None,
+    evals: int | None = None,
+    rounds: int = 6,
+    predictor: str = "auto",
+    accuracy: Accuracy = None,
+    reward: str | None = None,
+    engine: str | None = None,
+    timeout_s: float | None = None,
+    tag: str | None = None,
+    seed: int = 0,
 ) -> SearchResult:
     """Find the best network that meets all limits, and write it to <run>/search[/<tag>]/best.
 
@@ -61,13 +75,28 @@ def search_run(
         run: directory of a trained run, with a latency table for every device that a limit names.
         where: e.g. ["latency@pi4 <= 12ms", "macs <= 60%", "accuracy >= 0.9"]; all must hold.
         tag: name of this search's folder; None = the run's own search/ folder.
-        options: as for search_targets.
+        maximize, minimize, strategy, evals, rounds, predictor, accuracy, reward, engine, timeout_s, seed: as in search_targets.
     Raises:
-        InfeasibleError: if nothing meets the limits; it names the nearest feasible value. No accuracy is measured before.
+        InfeasibleError: if nothing meets the limits; it names the nearest feasible value. No accuracy is measured before, unless
+            the limit is on accuracy.
         OfaError: if a limit, a table or the run cannot be read.
     """
-    limits = [where] if isinstance(where, str) else list(where)
-    (found,) = search_targets(run, {"": limits}, tag=tag, **options).values()  # type: ignore[arg-type]
+    (found,) = search_targets(
+        run,
+        {"": where},
+        maximize=maximize,
+        minimize=minimize,
+        strategy=strategy,
+        evals=evals,
+        rounds=rounds,
+        predictor=predictor,
+        accuracy=accuracy,
+        reward=reward,
+        engine=engine,
+        timeout_s=timeout_s,
+        tag=tag,
+        seed=seed,
+    ).values()
     assert isinstance(found, SearchResult)  # the only target is met, or there was an error
     return found
 
@@ -122,15 +151,21 @@ def search_targets(
             f"{run.path}: its space holds one network, expected at least 2 to search; "
             "export it as it is: ofa export arch.json --run RUN -o OUT"
         )
+    if engine is not None:
+        Engine(engine)  # says what is wrong with it, even where nothing needs one
     model = _open(run, accuracy, engine, timeout_s)
-    known = model.costs if isinstance(model, TabularAccuracy) else {}
+    known: Mapping[str, CostModel] = getattr(model, "costs", {})
     constraints = {name: Constraints.for_run(run, limits, known) for name, limits in where.items()}
     _check_reward(reward, constraints.values(), objectives)
     wanted = {o.key: cost_model(run, o.limit, known, asked=f"--min {o.key}") for o in objectives if not o.maximize}
     problems, infeasible = _problems(constraints, objectives, wanted, model, reward)
     if not problems:
-        raise _nothing_met(infeasible.values())
-    trials, fitted, evaluations = spend(run, list(problems.values()), model, plan)
+        raise _nothing_met(infeasible.values(), folders.values())
+    try:
+        trials, fitted, evaluations = spend(run, list(problems.values()), model, plan, known)
+    finally:
+        if own := getattr(model, "engine", None):
+            own.close()  # its workers; they start again when they are needed again
     if not trials.told.any():
         raise OfaError("no accuracy could be told of any network, so there is nothing to choose from")
     results: dict[str, SearchResult | InfeasibleTarget] = dict(infeasible)
@@ -141,7 +176,7 @@ def search_targets(
     ordered = {name: results[name] for name in where}
     met = [found for found in ordered.values() if isinstance(found, SearchResult)]
     if not met:
-        raise _nothing_met(ordered.values())
+        raise _nothing_met(ordered.values(), folders.values())
     for found in met:
         found.save(run)
         if fitted:
@@ -209,8 +244,10 @@ def _open(run: Run, accuracy: Accuracy, engine: str | None, timeout_s: float | N
     return accuracy
 
 
-def _nothing_met(targets: Iterable[SearchResult | InfeasibleTarget]) -> InfeasibleError:
-    return InfeasibleError(" | ".join(found.reason for found in targets if isinstance(found, InfeasibleTarget)))
+def _nothing_met(targets: Iterable[SearchResult | InfeasibleTarget], folders: Iterable[Path]) -> InfeasibleError:
+    reasons = " | ".join(found.reason for found in targets if isinstance(found, InfeasibleTarget))
+    left = next((folder / "best" for folder in folders if (folder / "best").exists()), None)
+    return InfeasibleError(reasons + (f" ({left} is still that of an earlier search)" if left else ""))
 
 
 def _describe(accuracy: Accuracy) -> str:

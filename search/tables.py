@@ -33,7 +33,9 @@ def show_menu(results: Mapping[str, SearchResult | InfeasibleTarget]) -> None:
             rows.append([name, "-", found.reason])
         else:
             costs = ", ".join(f"{key} {format_value(key.partition('@')[0], value)}" for key, value in found.best.costs.items())
-            rows.append([name, f"{found.best.top1:.4f}", costs])
+            rows.append(
+                [name, f"{found.best.top1:.4g}" if found.accuracy.startswith("proxy:") else f"{found.best.top1:.4f}", costs]
+            )
     _show(["target", "top-1", "best network"], rows)
 
 
