@@ -4,8 +4,8 @@
 
 Three limits between the fastest and the slowest network of the run's space. Random networks are drawn uniformly among those that
 meet the limit; all accuracies are measured: extracted, BatchNorm re-calibrated, on images that no training saw. The best of many
-measured values is a lucky one, for random networks as for a search; the test images were used by neither. Every seed searches on a
-journal of its own, so that searches know nothing of each other, and measures so many networks for all limits together.
+measured values is a lucky one, for random networks as for a search; the test images were used by neither. Every seed searches
+on a journal of its own, so that searches know nothing of each other, and measures so many networks for all limits together.
 """
 
 from __future__ import annotations
