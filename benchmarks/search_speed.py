@@ -109,9 +109,7 @@ def main() -> None:
     naive = best["predictor and tables, a dict at a time"] / NAIVE * EVALUATED
     drawn = best["sample, a dict at a time"] / NAIVE * DRAWN / best["sample, in canonical form"]
     met = verdict(both <= MAX_SECONDS)
-    print(
-        f"\n{EVALUATED:,} candidates, repaired to a limit, predicted and priced: {both:.3f} s ({met}: at most {MAX_SECONDS:.0f} s); "
-    )
+    print(f"\n{EVALUATED:,} candidates, repaired, predicted and priced: {both:.3f} s ({met}: at most {MAX_SECONDS:.0f} s); ")
     print(f"to predict and price them a dict at a time would take {naive:.1f} s.")
     print(f"Sampling and canonical form: {rate / 1e6:.1f} M/s ({verdict(rate >= MIN_RATE)}: at least 1 M/s); ", end="")
     print(f"{drawn:.0f} times the rate of a dict at a time.")

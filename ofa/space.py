@@ -136,7 +136,7 @@ class SearchSpace(ABC):
         for dimension, value in zip(self.dimensions, arch.values, strict=True):
             if isinstance(value, bool) or value not in dimension.options:
                 legal = ", ".join(map(str, dimension.options))
-                raise InvalidArchError(f"{self.name}: {dimension.name} = {value!r} is not one of: {legal}")
+                raise InvalidArchError(f"{self.name}: {dimension.name} = {repr(value)[:80]} is not one of: {legal}")
         return arch
 
     def to_json(self, arch: ArchConfig) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class SearchSpace(ABC):
             raise InvalidArchError(f"architecture: 'values' is {type(values).__name__}, expected an object of name: value")
         for name, item in values.items():
             if not isinstance(item, int | float | str):
-                raise InvalidArchError(f"{self.name}: {name} = {item!r} is not a number or a word")
+                raise InvalidArchError(f"{self.name}: {name} = {repr(item)[:80]} is not a number or a word")
         return self.from_values(values)
 
     @property

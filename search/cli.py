@@ -133,6 +133,8 @@ def search(
         if len(wanted) == 1 and not isinstance(result, InfeasibleTarget):
             costs = ", ".join(describe_cost(key, value) for key, value in result.best.costs.items())
             say(f"best: {result.describe_accuracy()}, {costs}  -> {result.path / 'best'}")
+            if len(result.objectives) > 1:
+                say(f"front: {len(result.front)} networks  -> {result.path / 'front.csv'}")
     if json:
         summaries = {name: _summary(result) for name, result in found.items()}
         print_json({"targets": summaries} if len(wanted) > 1 else summaries.popitem()[1])

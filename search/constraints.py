@@ -158,6 +158,8 @@ class Constraints:
             InfeasibleError: naming the nearest feasible value of a limit that nothing meets, or, where each can be met but not
                 all together, what the nearest architecture needs.
         """
+        if not self.cost_limits:
+            return self.space.sample(np.random.default_rng(0), 200)
         for found in self.ranges:
             if found.minimum > found.limit.bound:
                 # rounded up, so that the value printed can be used as it stands

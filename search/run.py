@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -151,6 +152,8 @@ def search_targets(
             f"{run.path}: its space holds one network, expected at least 2 to search; "
             "export it as it is: ofa export arch.json --run RUN -o OUT"
         )
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise OfaError(f"timeout is {timeout_s}, expected seconds above 0")
     if engine is not None:
         Engine(engine)  # says what is wrong with it, even where nothing needs one
     model = _open(run, accuracy, engine, timeout_s)
