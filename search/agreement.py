@@ -14,7 +14,7 @@ from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from search.past_searches import Search, comparable
 from search.plots import agreement_plot
-from search.wording import accuracy_scale, evenly
+from search.wording import Source, accuracy_scale, evenly
 
 MOST_POINTS = 600  # networks in a plot: a page must stay small
 
@@ -30,6 +30,7 @@ class Agreement:
     bias: float  # mean of measured - predicted, in `unit`
     error: float  # mean of |measured - predicted|
     unit: str  # "points" of a percentage, or "" for a score
+    source: Source  # of what is called measured
 
 
 def foreseen(run: Run, searches: Iterable[Search]) -> Agreement | None:
@@ -37,12 +38,19 @@ def foreseen(run: Run, searches: Iterable[Search]) -> Agreement | None:
 
     A network that several searches asked for counts once. Of several sources of accuracies, that with the most networks is shown.
     """
-    pairs = max((_active_pairs(own) for own in comparable(searches)), key=len, default={})
+    found = [(own, _active_pairs(own)) for own in comparable(searches)]
+    own, pairs = max(found, key=lambda group: len(group[1]), default=([], {}))
     if not pairs:
         return None
     top1 = [value for _, value in pairs.values()]
-    macs = CountCost("macs", run.space).predict(run.space.encode(list(pairs))).tolist() if run.space.slots else []
-    return _agreement(list(pairs.values()), rank_agreement([p for p, _ in pairs.values()], top1), rank_agreement(macs, top1))
+    if run.space.slots:
+        macs = CountCost("macs", run.space).predict(run.space.encode(list(pairs))).tolist()
+    else:  # as the searches noted them, if they did so for all
+        noted = {c.arch: c.costs["macs"] for search in own for c in search.candidates if "macs" in c.costs}
+        macs = [noted[arch] for arch in pairs] if noted.keys() >= pairs.keys() else []
+    return _agreement(
+        own[0].source, list(pairs.values()), rank_agreement([p for p, _ in pairs.values()], top1), rank_agreement(macs, top1)
+    )
 
 
 def _active_pairs(searches: Iterable[Search]) -> dict[ArchConfig, tuple[float, float]]:
@@ -65,7 +73,7 @@ def held_out(searches: Iterable[Search]) -> tuple[Search, Agreement] | None:
             and len(search.predictor.held_out) > len(facts.held_out if facts else ())
         ):
             best, facts = search, search.predictor
-    return (best, _agreement(facts.held_out, facts.kendall_tau, facts.macs_tau)) if best and facts else None
+    return (best, _agreement(best.source, facts.held_out, facts.kendall_tau, facts.macs_tau)) if best and facts else None
 
 
 def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -76,10 +84,10 @@ def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float | N
     return tau if np.isfinite(tau) else None
 
 
-def _agreement(pairs: Sequence[tuple[float, float]], tau: float | None, macs_tau: float | None) -> Agreement:
+def _agreement(told: Source, pairs: Sequence[tuple[float, float]], tau: float | None, macs_tau: float | None) -> Agreement:
     difference = np.array([value - predicted for predicted, value in pairs])
-    factor, unit, name = accuracy_scale(measured for _, measured in pairs)
+    factor, unit, name = accuracy_scale((measured for _, measured in pairs), told)
     drawn = [pairs[i] for i in evenly(len(pairs), MOST_POINTS)]
     plot = agreement_plot([(factor * p, factor * m) for p, m in drawn], quantity=name, unit=unit)
     bias, error = factor * float(difference.mean()), factor * float(np.abs(difference).mean())
-    return Agreement(plot, len(pairs), tau, macs_tau, bias, error, "points" if unit else "")
+    return Agreement(plot, len(pairs), tau, macs_tau, bias, error, "points" if unit else "", told)

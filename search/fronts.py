@@ -62,7 +62,7 @@ def front(
     Returns:
         What the template shows; None if no network's cost is known.
     """
-    known = measured(searches)
+    known, told = measured(searches), searches[0].source
     prices = _prices(run.space, key, model, list(known.values()))
     kept = np.isfinite(prices)  # a table may lack some blocks
     if not kept.any():
@@ -72,13 +72,13 @@ def front(
     scale, unit = (1e-6, "M") if key == "macs" else unit_of(key, float(prices[kept].max()))
     costs = prices[kept] * scale
     on_front = non_dominated(np.column_stack([costs, [-c.top1 for c in networks]]))
-    factor, percent_sign, score = accuracy_scale(c.top1 for c in networks)
+    factor, percent_sign, score = accuracy_scale((c.top1 for c in networks), told)
     bounds = _bounds(key, scale, unit, searches)
     points = []
     for candidate, value, best in zip(networks, costs.tolist(), on_front.tolist(), strict=True):
         label = labels.get(candidate.arch, "")
         what = "M MACs" if key == "macs" else unit
-        title = f"{brief(run.space, candidate.arch)}; {score} {accuracy(candidate.top1)}, {digits(value)} {what}"
+        title = f"{brief(run.space, candidate.arch)}; {score} {accuracy(candidate.top1, told)}, {digits(value)} {what}"
         if candidate.round:
             title += f"; active round {candidate.round}"
         points.append(
@@ -97,7 +97,7 @@ def front(
     # of a table's 100,000 networks all that matter are drawn, and some of the others
     some = set(evenly(len(points), MOST_POINTS))
     drawn = [point for i, point in enumerate(points) if i in some or point.front or point.label]
-    y_title = score.capitalize() + (" on validation images" if searches[0].accuracy == "supernet" else "")
+    y_title = f"{score.capitalize()} {told.where}"
     y_title += f", {percent_sign}" if percent_sign else ""
     wide, narrow = (
         pareto_plot(drawn, shown, x_title=x_title, y_title=y_title, width=width, height=height)
@@ -190,13 +190,13 @@ def threads(run: Run, searches: Sequence[Search], labels: Mapping[ArchConfig, st
     axes += [_cost_axis(key, drawn) for key in keys[:MOST_COSTS]]
     if not drawn or not axes:
         return None
-    top1 = [candidate.top1 for candidate in drawn]
-    factor, percent_sign, score = accuracy_scale(top1)
+    top1, told = [candidate.top1 for candidate in drawn], searches[0].source
+    factor, percent_sign, score = accuracy_scale(top1, told)
     writes = digits if factor == 1 else lambda value: f"{value:.1f}"
     axes.append(number_axis((score, percent_sign), [factor * value for value in top1], writes))
     titles = []
     for candidate in drawn:
-        words = [brief(run.space, candidate.arch), f"{score} {accuracy(candidate.top1)}"]
+        words = [brief(run.space, candidate.arch), f"{score} {accuracy(candidate.top1, told)}"]
         words += [f"{key} {written(key, candidate.costs[key])}" for key in keys if key in candidate.costs]
         titles.append(", ".join([*([labels[candidate.arch]] if candidate.arch in labels else []), *words]))
     plot = parallel_plot(axes, top1, titles, [candidate.arch in labels for candidate in drawn])
@@ -222,12 +222,14 @@ def _cost_axis(key: str, candidates: Sequence[Candidate]) -> ParallelAxis:
 def history_curves(search: Search) -> list[Markup]:
     """Draw the best accuracy and the hypervolume over the networks measured; nothing after a single round."""
     states = [search.history[i] for i in evenly(len(search.history), MOST_ROUNDS)]
-    factor, percent_sign, score = accuracy_scale(state.best_top1 for state in states if state.best_top1 is not None)
+    factor, percent_sign, score = accuracy_scale(
+        (state.best_top1 for state in states if state.best_top1 is not None), search.source
+    )
     best = [(state.evaluations, factor * state.best_top1) for state in states if state.best_top1 is not None]
     volume = [(state.evaluations, state.hypervolume) for state in states if state.hypervolume is not None]
     title = f"Best {score} so far" + (f", {percent_sign}" if percent_sign else "")
     return [
-        curves_plot([("loss", line)], y_title=name, x_title="Networks measured", height=220)
+        curves_plot([("loss", line)], y_title=name, x_title=f"Networks {search.source.done}", height=220)
         for name, line in ((title, best), ("Hypervolume", volume))
         if len(line) > 1
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,9 +15,10 @@ from deploy.limits import Limit
 from latency.cost import CountCost
 from latency.open import LatencyModel
 from ofa.run_dir import Run
+from ofa.training.checkpoint import list_checkpoints
 from ofa.training.config import TrainConfig
 from ofa.training.data import ORIENTED
-from search.evidence import reading
+from search.evidence import Network, reading
 
 VALIDATION_FRACTION = 0.1  # what `ofa train` holds out unless it is told
 
@@ -34,6 +35,8 @@ def next_commands(run: Run, tables: Iterable[LatencyModel], config: Mapping[str,
             if np.isfinite(known).any():
                 limit = Limit("latency", table.device, float(np.median(known[np.isfinite(known)])))
         search += f" --where {shlex.quote(str(limit))}"
+    if is_search_alone(run):
+        search += " --accuracy ACCURACY"
     with reading(run.path / "run.json"):
         train = shlex.join(_train_again(run, config)) if run.has_images else ""
     return {
@@ -43,6 +46,36 @@ def next_commands(run: Run, tables: Iterable[LatencyModel], config: Mapping[str,
         "search": search,
         "export": shlex.join(["ofa", "export", str(run.path / "arch.json"), "-o", str(run.path / "export" / "network")]),
     }
+
+
+def is_search_alone(run: Run) -> bool:
+    """Tell whether a run was made to search a space, and has no supernet: `ofa search --space` makes such."""
+    return not run.has_images and run.record.get("imported") is None and not list_checkpoints(run.supernet_dir)
+
+
+def can_export(run: Run) -> bool:
+    """Tell whether networks can be extracted: that takes the supernet's weights, and images to calibrate BatchNorm."""
+    return run.has_images and bool(list_checkpoints(run.supernet_dir))
+
+
+def instead_of_export(run: Run, waiting: Sequence[Network], commands: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return why the networks that wait for export cannot be exported, and the command that helps, "" = none does.
+
+    None if they can, or if none waits.
+    """
+    if not waiting or can_export(run):
+        return None
+    if not run.space.slots:
+        return "Nothing can be exported: the space is known by its choices alone, and has no weights.", ""
+    if is_search_alone(run):
+        first = waiting[0]
+        argv = ["ofa", "train", "--space", run.space_name, "--data", "IMAGES", "--arch", str(first.path / "arch.json")]
+        sentence = "Nothing can be exported: this run has no weights. Train a chosen architecture on images of yours:"
+        return sentence, shlex.join([*argv, "--out", f"{run.path}-{first.name}"])
+    if run.record.get("imported") is None:
+        return "Nothing can be exported before the supernet has weights. Train it with:", commands["train"]
+    lacking = "its imported weights are gone" if run.has_images else "it was imported without images, which export needs"
+    return f"Nothing can be exported from this run: {lacking}. Import it again with:", commands["import"]
 
 
 def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,9 @@ from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from search.evidence import Network, number, numbers, reading
 from search.menu import MENU_SCHEMA
+from search.next_steps import can_export
 from search.result import FRONT_SCHEMA, OLD_FRONT_SCHEMAS, Candidate
+from search.wording import Source, source
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Search:
     best: Candidate
     predictor: PredictorFacts | None
     history: tuple[Round, ...]
+
+    @property
+    def source(self) -> Source:
+        """What told its accuracies, in words."""
+        return source(self.accuracy)
 
     @property
     def top1(self) -> dict[ArchConfig, float]:
@@ -144,6 +151,8 @@ def read_menus(run: Run) -> list[Menu]:
 def best_of(run: Run, search: Search) -> Network:
     """Return the network that a search chose, as one that is not exported yet."""
     best = search.path.parent / "best"
+    command = f"ofa export {shlex.quote(str(best))} -o {shlex.quote(str(run.path / 'export' / search.name))}"
+    ready = can_export(run)
     return Network(
         name=search.name,
         path=best,
@@ -154,8 +163,8 @@ def best_of(run: Run, search: Search) -> Network:
         size_bytes=None,
         proof=None,
         verdict="open",
-        reason="not exported yet",
-        command=f"ofa export {shlex.quote(str(best))} -o {shlex.quote(str(run.path / 'export' / search.name))}",
+        reason="not exported yet" if ready else "no weights to export",
+        command=command if ready else "",
     )
 
 

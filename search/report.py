@@ -26,11 +26,24 @@ from search.agreement import foreseen, held_out
 from search.drawing import draw_network, most_channels
 from search.evidence import Network, read_exports, reading
 from search.fronts import MOST_NAMED, chosen_labels, front, history_curves, measured, threads, written
-from search.next_steps import imported_from, next_commands
+from search.next_steps import can_export, imported_from, instead_of_export, is_search_alone, next_commands
 from search.past_searches import Menu, Search, best_of, comparable, read_menus, read_old_searches, read_searches
 from search.plots import agreement_plot, curves_plot
 from search.spending_plot import show_spending
-from search.wording import accuracy, bound, brief, cost_name, count, digits, duration, percent, power_of_ten, unit_of
+from search.wording import (
+    Source,
+    accuracy,
+    bound,
+    brief,
+    cost_name,
+    count,
+    digits,
+    duration,
+    percent,
+    power_of_ten,
+    source,
+    unit_of,
+)
 
 LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
@@ -82,7 +95,7 @@ def _content(run: Run) -> dict[str, Any]:
     exports = read_exports(run)
     shipped = {network.arch for network in exports}
     waiting = [best_of(run, search) for search in searches if search.best.arch not in shipped]
-    macs, params = _count_of(run, "macs"), _count_of(run, "params")
+    macs, params = (_count_of(run, quantity, searches, exports) for quantity in ("macs", "params"))
     for networks in (exports, waiting):
         networks.sort(key=lambda n: (macs(n.arch) or 0, n.name))
     together = len(waiting) <= MOST_OPEN
@@ -90,11 +103,21 @@ def _content(run: Run) -> dict[str, Any]:
     training = run.supernet_dir / "config.json"
     config = read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {}
     drawings = _drawings(run, networks) if run.space.slots else []
+    commands = next_commands(run, tables, config)
+    sources = _sources(searches, networks)
+    latencies = {key for network in networks for key in network.predicted if key.startswith("latency@")}
     return {
         "run": run,
         "data_name": (Path(run.data.source).name or run.data.source) if run.has_images else "",
         "imported": imported_from(run),
-        "commands": next_commands(run, tables, config),
+        "commands": commands,
+        "search_alone": is_search_alone(run),
+        "exportable": can_export(run) or bool(exports),
+        "no_export": instead_of_export(run, waiting, commands),
+        "sources": list(dict.fromkeys(sources.values())),
+        "source_of": sources,
+        "latencies": can_export(run) or bool(exports or latencies),
+        "noted_latency": bool(latencies) and not latencies & {f"latency@{table.device}" for table in tables},
         "space_size": power_of_ten(run.space.size()),
         "networks": networks,
         "shown": networks if together else exports,
@@ -123,9 +146,22 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _count_of(run: Run, quantity: str) -> Callable[[ArchConfig], float | None]:
-    """Return what counts multiply-adds or parameters; of a space without blocks they are unknown."""
-    return CountCost(quantity, run.space) if run.space.slots else lambda arch: None
+def _count_of(
+    run: Run, quantity: str, searches: Iterable[Search], exports: Iterable[Network]
+) -> Callable[[ArchConfig], float | None]:
+    """Return what counts multiply-adds or parameters: of a space without blocks it is what the searches noted, or None."""
+    if run.space.slots:
+        return CountCost(quantity, run.space)
+    noted = {network.arch: network.predicted.get(quantity) for network in exports}
+    noted |= {arch: candidate.costs.get(quantity) for arch, candidate in measured(searches).items()}
+    return noted.get
+
+
+def _sources(searches: Iterable[Search], networks: Iterable[Network]) -> dict[str, Source]:
+    """Return what told each network's accuracy, by name; that of exports is known of images alone."""
+    found = {search.name: search.source for search in searches}
+    images = source("supernet")
+    return {n.name: images if n.size_bytes is not None else found[n.name] for n in networks}
 
 
 def _fronts(run: Run, tables: Iterable[LatencyModel], searches: Sequence[Search]) -> list[dict[str, Any]]:
@@ -145,6 +181,7 @@ def _fronts(run: Run, tables: Iterable[LatencyModel], searches: Sequence[Search]
         groups.append(
             {
                 "accuracy": own[0].accuracy,
+                "source": own[0].source,
                 "fronts": [plot for plot in found if plot is not None],
                 "threads": threads(run, own, labels),
             }
@@ -152,9 +189,10 @@ def _fronts(run: Run, tables: Iterable[LatencyModel], searches: Sequence[Search]
     return groups
 
 
-def _menu(menu: Menu, searches: Iterable[Search], drawings: Iterable[tuple[list[str], ArchConfig, Any, Any]]) -> dict[str, Any]:
+def _menu(menu: Menu, searches: Sequence[Search], drawings: Iterable[tuple[list[str], ArchConfig, Any, Any]]) -> dict[str, Any]:
     """Return a menu's rows with the number of their search and of the drawing of their network."""
     numbers = {search.name: i for i, search in enumerate(searches, 1)}
+    told = next((search.source for search in searches if search.name in {row.name for row in menu.rows}), None)
     drawn = {arch: i for i, (_, arch, _, _) in enumerate(drawings, 1)}
     rows = [(row, numbers.get(row.name), drawn.get(row.best.arch) if row.best else None) for row in menu.rows]
     limited = [limit.key for row, _, _ in rows for limit in row.limits]
@@ -164,7 +202,8 @@ def _menu(menu: Menu, searches: Iterable[Search], drawings: Iterable[tuple[list[
     for key in keys:
         scale, unit = unit_of(key, max(row.best.costs.get(key, 0.0) for row, _, _ in rows if row.best))
         columns.append((key, f"{cost_name(key)}, {unit}" if unit else cost_name(key), scale))
-    return {"name": menu.name, "rows": rows, "columns": columns, "met": sum(row.best is not None for row, _, _ in rows)}
+    facts: dict[str, Any] = {"name": menu.name, "source": told, "met": sum(row.best is not None for row, _, _ in rows)}
+    return {**facts, "rows": rows, "columns": columns}
 
 
 def _latency_plot(table: LatencyModel) -> Markup | None:

@@ -4,10 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.limits import ON_DEVICE, Limit, format_value
 from ofa.space import ArchConfig, SearchSpace
 from search.plots import shorten
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What told a search's accuracies, in words: those of images alone were measured."""
+
+    kind: str  # images, predictor, table, function or proxy
+    name: str
+    where: str  # behind "Top-1" or "Score"
+    done: str  # to the networks, as in "12 networks newly measured"
+    all_of: str  # a sentence that begins with "Networks"
+    defined: str  # ends "Top-1 is the share of images whose first guess is right"; "" = it is none
+
+    @property
+    def heading(self) -> str:
+        """Name the accuracy in a column of a table."""
+        return f"{'Score' if self.kind == 'proxy' else 'Top-1'} {self.where.removeprefix('on ').removesuffix(' images')}"
+
+
+def source(text: str) -> Source:
+    """Return the words for what told the accuracies, from the text that front.json has for it.
+
+    That is one of search.sources.FORMS, or from Python the name of a function or of an accuracy model's class.
+    """
+    name, chosen = Path(text).name, "which the search chose by"
+    if text in ("supernet", "SupernetAccuracy"):
+        sentence = "whose accuracy was measured on validation images"
+        return Source("images", name, "on validation images", "measured", sentence, f"on validation images, {chosen}")
+    if text.endswith(".npz") or text in ("MitPredictor", "AccuracyPredictor"):
+        sentence = f"whose accuracy {name} predicts: none was measured"
+        return Source("predictor", name, "predicted", "predicted", sentence, f"as {name} predicts it, {chosen}")
+    if text.endswith(".csv") or text == "TabularAccuracy":
+        name = name.removeprefix("table ")
+        sentence = f"whose accuracy stands in the table {name}"
+        return Source("table", name, "from a table", "looked up", sentence, f"as the table {name} states it, {chosen}")
+    if text.startswith(("proxy:", "proxy ")) or text == "ProxyAccuracy":
+        name = text[6:] if text != "ProxyAccuracy" else text
+        sentence = f"and their scores by the proxy {name}, which rank untrained networks and are no accuracies"
+        return Source("proxy", name, "of a proxy", "scored", sentence, "")
+    sentence = f"whose accuracy the function {text} told"
+    return Source("function", text, "told by a function", "asked for", sentence, f"as the function {text} tells it, {chosen}")
 
 
 def brief(space: SearchSpace, arch: ArchConfig) -> str:
@@ -66,14 +109,15 @@ def bound(limit: Limit) -> str:
     return f"{limit.key} {relation} {format_value(limit.quantity, limit.bound, digits=4)}"
 
 
-def accuracy_scale(values: Iterable[float]) -> tuple[float, str, str]:
+def accuracy_scale(values: Iterable[float], told: Source | None = None) -> tuple[float, str, str]:
     """Return what to multiply accuracies by, their unit and their name: scores that are no shares of 1 stay as they are."""
-    return (100.0, "%", "top-1") if all(0 <= value <= 1 for value in values) else (1.0, "", "score")
+    share = all(0 <= value <= 1 for value in values) and not (told and told.kind == "proxy")
+    return (100.0, "%", "top-1") if share else (1.0, "", "score")
 
 
-def accuracy(value: float) -> str:
-    """Write a top-1 as a percentage, and a score that is no share of 1 as it is."""
-    return percent(value) if 0 <= value <= 1 else f"{value:.4g}"
+def accuracy(value: float, told: Source | None = None) -> str:
+    """Write a top-1 as a percentage, and a score, which is no share of 1, as it is."""
+    return percent(value) if 0 <= value <= 1 and not (told and told.kind == "proxy") else f"{value:.4g}"
 
 
 def evenly(count: int, most: int) -> list[int]:

@@ -67,6 +67,13 @@ def add_training(run: Run) -> None:
         append_jsonl(run.supernet_dir / "metrics.jsonl", record | {"top1_largest": 0.2 * epoch, "top1_smallest": 0.1 * epoch})
 
 
+def add_weights(run: Run) -> None:
+    """Write what the report knows of weights: that a checkpoint is there."""
+    checkpoint = run.supernet_dir / "step_000030"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+
+
 def add_table(run: Run, device: str = DEVICE) -> None:
     entries = {spec: 0.001 * spec.kernel_size for spec in run.space.all_blocks}
     error, by_macs = FitError(4, 0.03, 0.041, 0.75, 1.0, 0.91), FitError(4, 0.1, 0.123, 0.25, 0.5, 0.67)
@@ -194,6 +201,7 @@ def run(tmp_path: Path) -> Run:
     """A run with everything in it: two searches, one of them exported and verified."""
     run = make_run(tmp_path / "r")
     add_training(run)
+    add_weights(run)
     add_table(run)
     add_export(run, add_search(run, "small"), run.path / "export" / "small")
     add_search(run, "large", (f"latency@{DEVICE} <= 0.2ms", "params <= 300K"), best=9)
@@ -311,6 +319,7 @@ def test_report_works_at_every_stage(tmp_path: Path, stage: str) -> None:
     done = order.index(stage) if stage in order else 3
     if done >= 1:
         add_training(run)
+        add_weights(run)
     if done >= 2 and stage in order:
         add_table(run)
     if done >= 3:
@@ -524,13 +533,13 @@ def test_report_tells_what_active_rounds_gained(tmp_path: Path) -> None:
     html = write_report(run).read_text(encoding="utf-8")
     page = Page(html)
     for text in (
-        "Active rounds measured 6 of them, and ",
+        "Active rounds asked for 6 of them, and ",
         "front after the design",
         "active round 1 to 2",
         "active rounds took the best from 54.0% to 66.0%",
         "Strategy: nsga2; accuracy from: table acc.csv.",
-        "14 networks newly measured, 14 known in all",
-        "Accuracy, predicted before it was measured",
+        "14 networks newly looked up, 14 known in all",
+        "Accuracy, predicted before it was told",
         "-2 points",  # measured minus predicted
         "On 6 networks",
         "+1 points",  # held out
@@ -576,7 +585,7 @@ def test_a_page_of_very_many_networks_stays_small(tmp_path: Path) -> None:
     path = write_report(run)
     assert path.stat().st_size < 2 * 2**20
     text = Page(path.read_text(encoding="utf-8")).text
-    assert f"{len(rows)} networks, " in text
+    assert f"{len(rows):,} networks, " in text
     assert " others are not drawn." in text
     assert f"150 of {len(rows)}, evenly by accuracy" in text
 
@@ -644,6 +653,158 @@ def test_report_of_a_space_of_choices_alone(tmp_path: Path, monkeypatch: pytest.
     for words in ("edge3", "conv", "known by its choices alone", "14 networks, "):
         assert words in page.text, words
     assert "ofa profile" not in page.text
+
+
+def search_alone(path: Path, space: str, accuracy: str, **fields: object) -> Run:
+    """A run as `ofa search --space` makes it, with a search in it."""
+    run = Run.create(path, get_space(space), None, None)
+    add_rounds(run, "a", accuracy=accuracy, **fields)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        (
+            "lab/predictor.npz",
+            (
+                "Networks whose accuracy predictor.npz predicts: none was measured.",
+                "Top-1 predicted, %",
+                "as predictor.npz predicts it, which the search chose by",
+                "networks newly predicted",
+            ),
+        ),
+        (
+            "lab/nb.csv",
+            (
+                "Networks whose accuracy stands in the table nb.csv.",
+                "Top-1 from a table, %",
+                "as the table nb.csv states it, which the search chose by",
+                "networks newly looked up",
+            ),
+        ),
+        (
+            "lab:train",
+            (
+                "Networks whose accuracy the function lab:train told.",
+                "Top-1 told by a function, %",
+                "as the function lab:train tells it, which the search chose by",
+                "networks newly asked for",
+            ),
+        ),
+        (
+            "proxy:naswot",
+            (
+                "Networks and their scores by the proxy naswot, which rank untrained networks and are no accuracies.",
+                "Score of a proxy",
+                "The score is that of the proxy naswot: it ranks untrained networks, and is no accuracy.",
+                "networks newly scored",
+            ),
+        ),
+    ],
+)
+def test_accuracy_that_was_not_measured_on_images_is_called_what_it_is(
+    tmp_path: Path, accuracy: str, words: tuple[str, ...]
+) -> None:
+    page = page_of(search_alone(tmp_path / "r", "mbv3_tiny_image", accuracy))
+    for text in words:
+        assert text in page.text, text
+    for text in ("validation", "accuracy was measured", "newly measured", "measured network", "Networks measured"):
+        assert text not in page.text, text
+    assert ("66.0%" in page.text) == (accuracy != "proxy:naswot")  # a score is no share, even where it lies between 0 and 1
+
+
+def test_accuracy_of_the_supernet_is_still_called_measured(run: Run) -> None:
+    text = page_of(run).text
+    for words in (
+        "Networks whose accuracy was measured on validation images.",
+        "Top-1 on validation images, %",
+        "on validation images, which the search chose by, and on test images, which nothing chose by",
+        "measured network",
+    ):
+        assert words in text, words
+
+
+def test_a_menu_names_the_source_of_its_accuracies(tmp_path: Path) -> None:
+    run = search_alone(tmp_path / "r", "mbv3_tiny_image", "nb.csv")
+    save_menu(run, run.path / "search" / "menu.json", [add_rounds(run, "a", accuracy="nb.csv")])
+    text = page_of(run).text
+    assert "Top-1from a table" in text  # two lines of a cell
+    assert "validation" not in text
+
+
+def test_sources_of_chosen_networks_stand_beside_their_accuracies(run: Run) -> None:
+    add_rounds(run, "told", accuracy="lab:train")
+    text = page_of(run).text.partition("Accuracy against cost")[0]
+    for words in ("53.0%on validation images", "66.0%told by a function", "as the function lab:train tells it"):
+        assert words in text, words
+
+
+def test_a_search_without_weights_says_how_to_train_what_it_chose(tmp_path: Path) -> None:
+    run = search_alone(tmp_path / "a run", "mbv3_tiny_image", "lab/predictor.npz")
+    page = page_of(run)
+    assert "A search in a space of 1.2 × 10¹² networks. 1 chosen." in " ".join(page.text.split())
+    assert "Nothing can be exported: this run has no weights. Train a chosen architecture on images of yours:" in page.text
+    for words in ("ofa export", "One supernet", "imported", "not exported yet", "not verified yet", "No epoch has been finished"):
+        assert words not in page.text, words
+    assert "" not in page.codes
+    found = parse_train(page)
+    assert (found["space"], found["data"], found["out"]) == ("mbv3_tiny_image", "IMAGES", tmp_path / "a run-a")
+    assert found["arch"] == run.path / "search" / "a" / "best" / "arch.json"
+    assert run.space.from_json(json.loads(Path(str(found["arch"])).read_text())) == read_searches(run)[0].best.arch
+
+
+def test_a_search_alone_that_chose_nothing_yet_asks_for_a_search(tmp_path: Path) -> None:
+    page = page_of(Run.create(tmp_path / "r", get_space("mbv3_tiny_image"), None, None))
+    assert "A search in a space of 1.2 × 10¹² networks." in page.text
+    assert any(code.startswith(f"ofa search {tmp_path / 'r'} ") and code.endswith("--accuracy ACCURACY") for code in page.codes)
+    assert "imported" not in page.text
+    assert "ofa train" not in page.text
+
+
+def test_a_space_of_choices_shows_what_its_table_knows_and_offers_no_export(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "r", get_space("search.nasbench201"), None, None)
+    archs = list(dict.fromkeys(run.space.decode(run.space.sample(np.random.default_rng(0), 12))))
+    rows = tuple(
+        Candidate(arch, 0.5 + 0.01 * i, {"latency@pi4": 5.0 + i, "macs": 1.25e6 * (1 + i), "params": 2.5e3 * (1 + i)}, True)
+        for i, arch in enumerate(archs)
+    )
+    facts: dict[str, object] = {"candidates": rows, "best": rows[3], "front": rows[:4], "predictor": None, "history": ()}
+    add_rounds(run, "a", "latency@pi4 <= 8ms", accuracy="nb201.csv", **facts)
+    page = page_of(run)
+    for words in (
+        "A search in a space of 15,625 networks.",
+        "Nothing can be exported: the space is known by its choices alone, and has no weights.",
+        "Latency from a table",
+        "8.00 ms",
+        "each was looked up as it was needed",
+    ):
+        assert words in page.text, words
+    chosen, _, fronts = page.text.partition("Accuracy against cost")
+    assert "5 M" in chosen
+    assert "10 K" in chosen
+    assert re.search(r"5\.00\s*50\.0%\s*1\.25 M\s*2\.5 K", fronts)  # the first row of the front's table
+    for words in ("ofa export", "ofa train", "ofa profile"):
+        assert words not in page.text, words
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_export_is_offered_only_with_weights_and_images(tmp_path: Path, imported: bool) -> None:
+    source = {"imported": {"file": "mit.pth", "format": "mit_ofa", "sha256": "f" * 64}} if imported else {}
+    data = None if imported else make_run(tmp_path / "other").data
+    run = Run.create(tmp_path / "r", get_space("mbv3_tiny_image", num_classes=2), data, None, **source)
+    if imported:
+        add_weights(run)
+    add_rounds(run, "a", accuracy="nb.csv")
+    page = page_of(run)
+    assert "ofa export" not in page.text
+    if imported:
+        assert "Nothing can be exported from this run: it was imported without images, which export needs." in page.text
+        assert "ofa import mit.pth" in page.text
+    else:
+        assert "Nothing can be exported before the supernet has weights. Train it with:" in page.text
+        add_weights(run)
+        assert f"ofa export {run.path}/search/a/best -o {run.path}/export/a" in page_of(run).codes
 
 
 def test_report_says_that_a_search_is_old_and_how_to_repeat_it(tmp_path: Path) -> None:
@@ -729,6 +890,7 @@ def test_a_damaged_menu_is_one_line_that_names_the_file(tmp_path: Path, damage: 
 
 def test_a_sweep_of_twenty_stays_small_and_folded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", space="mbv3_small_image")
+    add_weights(run)
     add_table(run)
     results = [add_rounds(run, f"n{i}", f"macs <= {20 + i}M", seed=i) for i in reversed(range(20))]
     save_menu(run, run.path / "search" / "menu.json", results)

@@ -460,6 +460,18 @@ def test_foreseen_networks_are_those_of_active_rounds_each_once() -> None:
     assert foreseen(AnyRun(SPACE), [search([design])]) is None  # type: ignore[arg-type]
 
 
+def test_macs_of_a_space_of_choices_are_those_that_its_searches_noted() -> None:
+    space = ChoiceSpace("lab", (Dimension("edge", ("a", "b", "c", "d")),))
+    nets, macs, told = space.decode(space.everything()), [3.0, 1.0, 2.0, 5.0], [0.5, 0.1, 0.4, 0.3]
+    rows = [candidate(a, t, 1, 0.5 + 0.1 * t, macs=m) for a, t, m in zip(nets, told, macs, strict=True)]
+    result = foreseen(AnyRun(space), [search(rows)])  # type: ignore[arg-type]
+    assert result is not None
+    assert result.macs_tau == pytest.approx(by_hand(macs, told))
+    unknown = foreseen(AnyRun(space), [search([*rows[:3], candidate(nets[3], 0.3, 1, 0.5)])])  # type: ignore[arg-type]
+    assert unknown is not None
+    assert unknown.macs_tau is None
+
+
 def test_rank_agreement_needs_something_to_rank() -> None:
     assert rank_agreement([1, 2, 3], [1, 2, 3]) == 1
     assert rank_agreement([1, 2, 3], [3, 2, 1]) == -1
