@@ -22,10 +22,12 @@ class AgingEvolution:
     children of the same population, which then die in the order in which they were told.
 
     Args:
-        population_size: architectures alive; None = 100, or twice the batch where that is more, since a batch as large as the
-            population would replace it as a whole.
-        sample_size: architectures that compete to become a parent, drawn with replacement.
-    Source: Real et al. 2019 (arXiv 1802.01548), algorithm 1; P = 100 and S = 25 as in its experiments.
+        population_size: architectures alive; None = the batch, but at least 10. The first ones are drawn at random, so it has to
+            be a small part of the budget, as a batch is: of 100 evaluations the published 100 would leave none.
+        sample_size: architectures that compete to become a parent, drawn with replacement; None = half of the population, but
+            at most 25.
+    Source: Real et al. 2019 (arXiv 1802.01548), algorithm 1. Its experiments have P = 100 and S = 25; for the smaller populations
+        here, half of them compete: within 100 evaluations that leads further than a quarter.
     """
 
     multi_objective: ClassVar[bool] = False
@@ -39,12 +41,14 @@ class AgingEvolution:
         start: Population | None = None,
         repair: Repair | None = None,
         population_size: int | None = None,
-        sample_size: int = 25,
+        sample_size: int | None = None,
     ) -> None:
-        self.population_size = max(100, 2 * batch) if population_size is None else population_size
-        if self.population_size < 1 or sample_size < 1:
-            raise OfaError(f"population_size {self.population_size}, sample_size {sample_size}: expected at least 1 each")
-        self.space, self.rng, self._batch, self._sample_size = space, rng, batch, sample_size
+        population_size = max(10, batch) if population_size is None else population_size
+        sample_size = min(25, max(2, population_size // 2)) if sample_size is None else sample_size
+        if population_size < 1 or sample_size < 1:
+            raise OfaError(f"population_size {population_size}, sample_size {sample_size}: expected at least 1 each")
+        self.population_size, self.sample_size = population_size, sample_size
+        self.space, self.rng, self._batch = space, rng, batch
         self._proposals = Proposals(space, rng, start=start, repair=repair)
         self.population: Population = space.encode([])  # oldest first
         self._objectives: NDArray[np.float64] = np.empty((0, 1))
@@ -68,7 +72,7 @@ class AgingEvolution:
         self._proposals.lenders = self.population[self._violation == 0]
 
     def _winners(self, n: int, ranks: NDArray[np.int64]) -> Population:
-        sampled = self.rng.integers(len(ranks), size=(n, self._sample_size))
+        sampled = self.rng.integers(len(ranks), size=(n, self.sample_size))
         return self.population[np.take_along_axis(sampled, ranks[sampled].argmin(1)[:, None], 1)[:, 0]]
 
 

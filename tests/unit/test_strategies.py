@@ -280,6 +280,30 @@ def test_aging_evolution_of_one_child_is_the_published_rule():
         strategy.tell(child, objective(child)[:, None], np.zeros(1))
 
 
+@pytest.mark.parametrize("space", [SPACE, SMALL], ids=lambda space: space.name)
+def test_aging_evolution_beats_random_within_a_hundred_evaluations(space):
+    """A search of 100 networks asks for 20 at a time; a population that is as large as the budget would be random search."""
+    wins, gains = [], []
+    for seed in range(40):
+        objective = landscape(space, seed % 4)
+        spread = objective(space.sample(np.random.default_rng(1), 2_000)).std()
+        evolved, drawn = (
+            search(make(name, space, seed, batch=20), single(objective), 100)[1].min() for name in ("aging_evolution", "random")
+        )
+        wins.append(evolved < drawn)
+        gains.append((drawn - evolved) / spread)
+    assert np.mean(wins) >= 0.8
+    assert np.mean(gains) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("batch", "population", "sample"), [(1, 10, 5), (4, 10, 5), (20, 20, 10), (100, 100, 25), (2048, 2048, 25)]
+)
+def test_aging_evolution_keeps_as_many_as_it_asks_for_at_a_time(batch, population, sample):
+    strategy = AgingEvolution(SPACE, np.random.default_rng(0), batch=batch)
+    assert (strategy.population_size, strategy.sample_size) == (population, sample)
+
+
 def test_aging_evolution_prefers_networks_that_meet_the_limits():
     strategy = AgingEvolution(SMALL, np.random.default_rng(0), batch=4, population_size=4, sample_size=1000)
     alive = np.zeros((4, 6), dtype=np.int16)
