@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from ofa.errors import OfaError
 from search.worker import error_line, guarded
@@ -73,6 +73,8 @@ class DaskCluster:
                     silence_logs=logging.CRITICAL,
                 )
                 self._client = self._stack.enter_context(distributed.Client(self._stack.enter_context(cluster)))
+                # another one that was closed meanwhile let it speak again
+                self._stack.callback(logging.getLogger("distributed").setLevel, logging.CRITICAL)
             self.workers = max(1, sum(self._client.nthreads().values()))
         except (OSError, ValueError, RuntimeError) as error:
             self._stack.close()
@@ -95,9 +97,13 @@ class DaskCluster:
 
 
 class RayCluster:
-    """Workers of a Ray cluster at an address ("auto" = the one that runs here), or of one that is started here."""
+    """Workers of a Ray cluster at an address ("auto" = the one that runs here), or of one that is started here.
+
+    A process has one connection to Ray. Engines share it, and the last one ends it; one that somebody else made is used as it is.
+    """
 
     grace_s = 3.0
+    _sharing: ClassVar[set[RayCluster]] = set()
 
     def __init__(self, text: str, address: str, count: int | None) -> None:
         self._ray = _optional("ray", text, "ray")
@@ -105,12 +111,26 @@ class RayCluster:
         # workers find modules where this process does
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}}
         where = {"address": address} if count is None else {"num_cpus": count, "include_dashboard": False}
+        connected = self._ray.is_initialized()
         try:
-            self._ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
-            self.workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            if not connected:
+                self._sharing.clear()  # somebody else may have ended ours
+                self._ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+            elif count is None and address not in ("auto", there := self._ray.get_runtime_context().gcs_address):
+                raise EngineError(
+                    f"engine {text!r}: this process has a connection to the Ray cluster at {there} already, and can have one; "
+                    "end that one first: close the engine, or ray.shutdown()"
+                )
+            cpus = int(self._ray.cluster_resources().get("CPU", 1))
         except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, EngineError):
+                raise
             raise EngineError(f"engine {text!r}: no Ray cluster ({error_line(error)}); start one: ray start --head") from None
-        self._run = self._ray.remote(max_retries=0, num_cpus=1)(guarded)
+        self.workers = max(1, cpus if count is None else min(cpus, count))
+        own = not connected or bool(self._sharing)
+        if own:
+            self._sharing.add(self)
+        self._run = self._ray.remote(max_retries=0, num_cpus=1, **({} if own else {"runtime_env": environment}))(guarded)
 
     def prepare(self, function: Callable[..., object], tasks: int) -> None:
         """Do nothing: the cluster has its workers."""
@@ -125,7 +145,10 @@ class RayCluster:
         self._ray.cancel(self._refs.pop(future), force=True)
 
     def close(self) -> None:
-        self._ray.shutdown()
+        if self in self._sharing:
+            self._sharing.remove(self)
+            if not self._sharing:
+                self._ray.shutdown()
 
 
 def _optional(name: str, text: str, package: str) -> ModuleType:

@@ -101,6 +101,36 @@ def test_an_address_where_nobody_answers_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [pytest.param("dask", marks=needs("distributed")), pytest.param("ray", marks=needs("ray"))])
+def test_several_engines_of_one_cluster_kind_serve_one_process(kind):
+    def double(number):
+        return 2 * number
+
+    with Engine(f"{kind}:2") as first:
+        assert dict(first.map(double, range(3))) == {0: 0, 1: 2, 2: 4}
+        second = Engine(f"{kind}:1")
+        assert dict(second.map(double, range(3))) == {0: 0, 1: 2, 2: 4}
+        assert (first.workers, second.workers) == (2, 1)
+    assert dict(second.map(double, range(3))) == {0: 0, 1: 2, 2: 4}  # the first is closed, the second is not
+    second.close()
+
+
+@needs("ray")
+def test_a_connection_to_ray_that_somebody_else_made_is_used_and_left():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        with Engine("ray:1") as engine:
+            assert dict(engine.map(os.path.basename, ["a/b"])) == {0: "b"}
+        assert ray.is_initialized()
+        with pytest.raises(EngineError, match=r"engine 'ray:127\.0\.0\.1:1': this process has a connection") as caught:
+            list(Engine("ray:127.0.0.1:1").map(os.path.basename, ["a/b"]))
+        assert "\n" not in str(caught.value)
+    finally:
+        ray.shutdown()
+
+
 def test_a_worker_that_had_nothing_to_do_for_long_ends_and_another_one_starts(monkeypatch):
     monkeypatch.setattr("search.engine.IDLE_S", 0.2)
 
