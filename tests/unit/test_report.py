@@ -776,6 +776,7 @@ def test_a_space_of_choices_shows_what_its_table_knows_and_offers_no_export(tmp_
         "A search in a space of 15,625 networks.",
         "Nothing can be exported: the space is known by its choices alone, and has no weights.",
         "Latency from a table",
+        "Latency is what the table of accuracies states: the space is known by its choices alone",
         "8.00 ms",
         "each was looked up as it was needed",
     ):
