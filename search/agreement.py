@@ -88,6 +88,11 @@ def _agreement(told: Source, pairs: Sequence[tuple[float, float]], tau: float | 
     difference = np.array([value - predicted for predicted, value in pairs])
     factor, unit, name = accuracy_scale((measured for _, measured in pairs), told)
     drawn = [pairs[i] for i in evenly(len(pairs), MOST_POINTS)]
-    plot = agreement_plot([(factor * p, factor * m) for p, m in drawn], quantity=name, unit=unit)
+    plot = agreement_plot(
+        [(factor * p, factor * m) for p, m in drawn],
+        quantity=name,
+        unit=unit,
+        true="Measured" if told.kind == "images" else "Told",
+    )
     bias, error = factor * float(difference.mean()), factor * float(np.abs(difference).mean())
     return Agreement(plot, len(pairs), tau, macs_tau, bias, error, "points" if unit else "", told)

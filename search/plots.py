@@ -97,21 +97,27 @@ class Axes:
         return Markup().join(parts)
 
 
-def agreement_plot(pairs: Sequence[tuple[float, float]], *, quantity: str, unit: str, band: float = 0.0) -> Markup:
-    """Plot measured against predicted values with the diagonal; `band` draws lines at that share above and below it."""
+def agreement_plot(
+    pairs: Sequence[tuple[float, float]], *, quantity: str, unit: str, band: float = 0.0, true: str = "Measured"
+) -> Markup:
+    """Plot true against predicted values with the diagonal; `band` draws lines at that share above and below it.
+
+    Args:
+        true: what the second values are: "Measured", or "Told" by a function or proxy.
+    """
     both = span([value for pair in pairs for value in pair])
     words = f"{quantity}, {unit}" if unit else quantity
-    axes = Axes(380, 340, both, both, f"Predicted {words}", f"Measured {words}")
+    axes = Axes(380, 340, both, both, f"Predicted {words}", f"{true} {words}")
     parts = [axes.frame(), element("polyline", class_="diagonal", points=axes.at([(both[0], both[0]), (both[1], both[1])]))]
     for factor in (1 - band, 1 + band) if band else ():
         low, high = max(both[0], both[0] / factor), min(both[1], both[1] / factor)
         parts.append(element("polyline", class_="band", points=axes.at([(low, low * factor), (high, high * factor)])))
     for predicted, measured in pairs:
         outside = band > 0 and abs(measured - predicted) > band * abs(predicted)
-        title = f"predicted {predicted:.3g} {unit}, measured {measured:.3g} {unit}"
+        title = f"predicted {predicted:.3g} {unit}, {true.lower()} {measured:.3g} {unit}"
         style = "point outside" if outside else "point inside"
         parts.append(element("circle", element("title", title), class_=style, cx=axes.x(predicted), cy=axes.y(measured), r=4))
-    return image(f"Measured against predicted {quantity} of {len(pairs)} networks", axes.width, axes.height, *parts)
+    return image(f"{true} against predicted {quantity} of {len(pairs)} networks", axes.width, axes.height, *parts)
 
 
 def curves_plot(

@@ -17,9 +17,10 @@ from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from ofa.spaces import get_space
 from search.accuracy import AccuracyModel, PopulationAccuracy
-from search.callable_accuracy import CallableAccuracy
+from search.callable_accuracy import accuracy_of_function
 from search.constraints import Constraints, InfeasibleError
 from search.engine import Engine
+from search.journal import JOURNAL
 from search.measuring import asking
 from search.menu import InfeasibleTarget, save_menu
 from search.modes import Plan, spend
@@ -33,8 +34,7 @@ from search.sources import FORMS, open_accuracy
 from search.strategies import get_strategy
 from search.tables import show_ranges
 
-JOURNAL = "trials.jsonl"
-RESERVED = ("best", "front.json", "front.csv", "menu.json", "menu.csv", "predictor.json", JOURNAL)  # no folders of targets
+RESERVED = ("best", "front.json", "front.csv", "menu.json", "menu.csv", "predictor.json", JOURNAL.name)  # no folders of targets
 
 Accuracy = AccuracyModel | Callable[[ArchConfig], float] | str | None
 
@@ -233,9 +233,9 @@ def _check_reward(reward: str | None, constraints: Iterable[Constraints], object
 
 
 def _open(run: Run, accuracy: Accuracy, engine: str | None, timeout_s: float | None) -> AccuracyModel | PopulationAccuracy:
-    journal = run.path / "search" / JOURNAL
+    journal = run.path / JOURNAL
     if isinstance(accuracy, FunctionType | BuiltinFunctionType | MethodType | partial):
-        return CallableAccuracy(accuracy, run.space, journal, timeout_s=timeout_s, engine=engine)
+        return accuracy_of_function(accuracy, run.space, journal, timeout_s=timeout_s, engine=engine)
     if accuracy in (None, "supernet") and not run.has_images and not list(run.supernet_dir.glob("step_*")):
         raise OfaError(f"{run.path}: holds no supernet; say what tells accuracy instead: --accuracy, {FORMS.partition(', ')[2]}")
     if accuracy is None or isinstance(accuracy, str):
