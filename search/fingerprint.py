@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from types import CellType, CodeType, FunctionType, MethodType
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, range)
+STDLIB = Path(inspect.__file__).parent
 
 
 def fingerprint(function: Callable[..., object]) -> str:
@@ -69,10 +70,10 @@ class _Reader:
         """Read what was defined, or is of a class that was."""
         if isinstance(value, FunctionType):
             yield f"{value.__module__}.{value.__qualname__}"
-            if not self._is_library(value.__module__):
+            if not self._is_library(value.__code__.co_filename):
                 yield from self._read_all(value.__code__, value.__defaults__, value.__kwdefaults__)
-                for cell in value.__closure__ or ():
-                    yield from self._read_cell(cell)
+            for cell in value.__closure__ or ():  # a library's decorator holds the user's function
+                yield from self._read_cell(cell)
         elif isinstance(value, type):
             yield f"{value.__module__}.{value.__qualname__}"
             for base in value.__mro__:
@@ -93,7 +94,8 @@ class _Reader:
         yield from self.read(content, fixed=False)
 
     def _read_class(self, kind: type) -> Iterator[str]:
-        if self._is_library(kind.__module__):
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if self._is_library(file or "") or (file is None and _package(kind.__module__) in sys.stdlib_module_names):
             return
         for name, part in sorted(vars(kind).items()):
             if isinstance(part, staticmethod | classmethod):
@@ -113,12 +115,13 @@ class _Reader:
             yield code.co_code.hex()
             yield from self._read_all(code.co_names, code.co_varnames, code.co_freevars, code.co_consts)
 
-    def _is_library(self, module: str) -> bool:
-        """Whether a module is somebody else's: another release of it is no reason to measure again."""
-        package = _package(module)
-        file = getattr(sys.modules.get(module), "__file__", None) or ""
-        installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
-        return package != self._package and ((package in sys.stdlib_module_names and package != "__main__") or bool(installed))
+    def _is_library(self, file: str) -> bool:
+        """Whether a file is somebody else's: another release of it is no reason to measure again."""
+        parts = Path(file).parts
+        for folder in ("site-packages", "dist-packages"):
+            if folder in parts[:-1]:
+                return parts[parts.index(folder) + 1].partition(".")[0] != self._package
+        return Path(file).is_relative_to(STDLIB)
 
 
 def _package(module: str | None) -> str:

@@ -22,6 +22,7 @@ from ofa.training.loop import train_supernet
 from search.accuracy import AccuracyModel, PopulationAccuracy, SupernetAccuracy
 from search.callable_accuracy import CallableAccuracy, accuracy_of_function
 from search.engine import Engine
+from search.fingerprint import fingerprint
 from search.journal import Journal
 
 ROOT = Path(__file__).parents[2]
@@ -364,6 +365,22 @@ def test_results_of_an_edited_function_are_not_believed(path, tmp_path, edit, ha
         model = CallableAccuracy(written(tmp_path, text), SPACE, path, name="mine")
         found.append((len(model.all_known()), *model([SPACE.smallest])))
     assert found == [(0, 0.9), (1, 0.9), (1, 0.9), (0, 0.3)]
+
+
+def test_a_librarys_text_is_not_read(monkeypatch):
+    """Another release of torch is no reason to measure again; what its decorator holds is the user's."""
+    read = []
+    monkeypatch.setattr("search.fingerprint._text", lambda code: read.append((code.co_name, code.co_filename)) or "text")
+
+    class Own(torch.nn.Identity):
+        @torch.no_grad()
+        def forward(self, arch):
+            return 0.5
+
+    fingerprint(Own())
+    fingerprint(torch.no_grad()(returns))
+    assert [name for name, _ in read] == ["forward", "returns"]
+    assert {file for _, file in read} == {__file__}
 
 
 def test_two_functions_of_one_line_are_told_apart(path):
