@@ -49,22 +49,27 @@ class _Reader:
         elif isinstance(value, functools.partial):
             yield from self._read_all(value.func, value.args, value.keywords)
         elif isinstance(value, MethodType):
-            yield from self._read_all(value.__func__, value.__self__)
+            yield from self.read(value.__func__)
+            yield from self._read_once(value.__self__)
         elif isinstance(value, tuple) or (fixed and isinstance(value, list)):
             yield from self._read_all(len(value), *value)
         elif isinstance(value, frozenset) or (fixed and isinstance(value, set)):
             yield from sorted("\n".join(self.read(part)) for part in value)  # their own order differs between processes
         elif isinstance(value, dict):
             yield from self._read_all(*value.items()) if fixed else ()
-        elif id(value) in self._seen:
-            yield f"number {self._seen[id(value)]}"
         elif callable(value) or dataclasses.is_dataclass(value):
-            self._seen[id(value)] = len(self._seen)
-            yield from self._read_made(value)
+            yield from self._read_once(value)
 
     def _read_all(self, *values: object) -> Iterator[str]:
         for value in values:
             yield from self.read(value)
+
+    def _read_once(self, value: object) -> Iterator[str]:
+        if id(value) in self._seen:
+            yield f"number {self._seen[id(value)]}"
+        else:
+            self._seen[id(value)] = len(self._seen)
+            yield from self._read_made(value)
 
     def _read_made(self, value: object) -> Iterator[str]:
         """Read what was defined, or is of a class that was."""

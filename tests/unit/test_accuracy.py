@@ -351,8 +351,14 @@ EDITS = [
         "def make(top1):\n    def accuracy(arch): return top1\n    return accuracy\naccuracy = make(0.9)\n",
         "def make(top1):\n    def accuracy(arch): return top1\n    return accuracy\naccuracy = make(0.3)\n",
     ),
+    (
+        "class Own:\n    def __init__(self, top1): self.top1, self.same = top1, self.run\n    def run(self, arch): return self.top1\n"
+        "accuracy = Own(0.9).run\n",
+        "class Own:\n    def __init__(self, top1): self.top1, self.same = top1, self.run\n    def run(self, arch): return self.top1\n"
+        "accuracy = Own(0.3).run\n",
+    ),
 ]
-KINDS = ["constant", "default", "nested", "cached", "object", "method", "state", "partial", "closure"]
+KINDS = ["constant", "default", "nested", "cached", "object", "method", "state", "partial", "closure", "method's state"]
 
 
 @pytest.mark.parametrize("has_source", [True, False])
