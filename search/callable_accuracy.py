@@ -58,7 +58,7 @@ class CallableAccuracy(JournalledAccuracy):
             engine: where it runs (search.engine); by default in this process, which then hangs or ends as the function does.
             on_result: is told every new result as it arrives, NaN for a failure.
         Raises:
-            OfaError: for an unknown scale, a time that is none, or a function without a name of its own.
+            OfaError: for an unknown scale, or a time that is none.
         """
         if scale not in SCALES:
             raise OfaError(f"scale {scale!r}: expected one of {', '.join(SCALES)}")
@@ -66,8 +66,6 @@ class CallableAccuracy(JournalledAccuracy):
             raise OfaError(f"timeout_s is {timeout_s}, expected seconds above 0")
         self.function, self.scale, self.timeout_s, self.version = function, scale, timeout_s, version
         self.name = name or _name_of(function)
-        if not self.name:
-            raise OfaError(f"{str(function)[:80]}: has no name of its own that results could be kept under, expected name=...")
         self.engine = engine if isinstance(engine, Engine) else Engine(engine)
         self._fingerprint = fingerprint(function)  # now, while what it was made with is still what it was made with
         self._lately: deque[bool] = deque(maxlen=LAST)  # whether it failed, for architectures that it never failed for before
@@ -163,9 +161,11 @@ def _attribute(function: Callable[..., object], name: str, default: str) -> str:
 
 
 def _name_of(function: Callable[..., object]) -> str:
-    """Return module:name of a function, or nothing for a lambda and for objects that are called like one."""
-    name = getattr(function, "__qualname__", "")
-    return "" if not name or name.endswith("<lambda>") else f"{function.__module__}:{name}"
+    """Return module:name of a function; of a partial one that of its function, of another object that of its class."""
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _short(space: SearchSpace, arch: ArchConfig) -> str:

@@ -153,7 +153,7 @@ def search_targets(
             "export it as it is: ofa export arch.json --run RUN -o OUT"
         )
     if timeout_s is not None and not 0 < timeout_s < math.inf:
-        raise OfaError(f"timeout is {timeout_s}, expected seconds above 0")
+        raise OfaError(f"timeout_s is {timeout_s}, expected seconds above 0")
     if engine is not None:
         Engine(engine)  # says what is wrong with it, even where nothing needs one
     model = _open(run, accuracy, engine, timeout_s)

@@ -610,7 +610,6 @@ def test_scores_of_any_scale_are_kept_apart_from_top1(path):
         ({"timeout_s": 0}, "timeout_s is 0, expected seconds above 0"),
         ({"timeout_s": math.nan}, "timeout_s is nan"),
         ({"engine": "threads"}, "engine 'threads': expected in-process"),
-        ({"name": None}, "has no name of its own"),
         ({"scale": "any", "journal": Journal(None)}, "opened as a journal of top1, expected one of score"),
     ],
 )

@@ -530,10 +530,14 @@ def test_a_method_is_a_function_too(run):
     assert len(lines(run)) == 16
 
 
-def test_a_function_without_a_name_is_refused_in_one_line(run):
-    for function in (lambda arch: 0.5, functools.partial(capacity)):
-        with pytest.raises(OfaError, match="has no name of its own"):
-            search_run(run, accuracy=function)
+def test_functions_without_a_name_of_their_own_keep_their_results_apart(run):
+    half, most = (lambda arch: 0.5), (lambda arch: 0.9)
+    assert search_run(run, accuracy=half, **QUICK).best.top1 == 0.5
+    again = search_run(run, accuracy=most, **QUICK)
+    assert again.best.top1 == 0.9
+    assert len(again.candidates) == again.new_evaluations
+    found = search_run(run, ["macs <= 2M"], accuracy=functools.partial(capacity), **QUICK)
+    assert found.best.top1 == capacity(found.best.arch)
 
 
 def test_a_run_without_a_supernet_says_what_it_needs(run):
