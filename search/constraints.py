@@ -21,6 +21,7 @@ from search.strategies.evolution import Evolution
 from search.tabular import TabularCost
 
 EVALUATIONS = 8_000  # of a search for what meets the limits; smaller spaces are looked through
+ENOUGH = 20  # random networks that meet the limits, so that no others need to be looked for
 UNKNOWN = 1e300  # ranks behind every price
 
 
@@ -120,7 +121,7 @@ class Constraints:
     @cached_property
     def ranges(self) -> tuple[Range, ...]:
         """How each cost limit lies in the space."""
-        uniform = self.space.sample(np.random.default_rng(0), SAMPLES)
+        uniform = self._uniform
         ends = self.space.encode([self.space.smallest, self.space.largest])
         found = []
         for limit in self.cost_limits:
@@ -140,7 +141,7 @@ class Constraints:
 
     def joint_share(self) -> float:
         """Share of uniform draws, or of all networks that can be listed, that meet all cost limits."""
-        drawn = self.space.sample(np.random.default_rng(0), SAMPLES) if self._listed is None else self._listed
+        drawn = self._uniform if self._listed is None else self._listed
         return float((self.violation(drawn) == 0).mean())
 
     @cached_property
@@ -167,6 +168,10 @@ class Constraints:
                 raise InfeasibleError(
                     f"nothing in {self.space.name} meets {found.limit}; nearest feasible value: {found.limit.key} <= {nearest}"
                 )
+        drawn = self.space.distinct(self._uniform)
+        fitting = drawn[self.violation(drawn) == 0]
+        if len(fitting) >= ENOUGH:
+            return fitting[:200]
         nearest_ones = self._evolve(self.violation)
         if nearest_ones.objectives[0, 0] > 0:
             nearest_arch = nearest_ones.population[:1]
@@ -179,6 +184,10 @@ class Constraints:
                 f"{nothing} in {self.space.name} meets all of {'; '.join(map(str, self.cost_limits))}; nearest feasible: {needs}"
             )
         return nearest_ones.population[nearest_ones.objectives[:, 0] == 0]
+
+    @cached_property
+    def _uniform(self) -> Population:
+        return self.space.sample(np.random.default_rng(0), SAMPLES)
 
     def _extremes(self, limit: Limit) -> Population:
         """Return the cheapest network and the most expensive one: exactly for a sum over blocks, else the cheapest as evolved."""

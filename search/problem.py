@@ -21,7 +21,7 @@ from search.rewards import REWARDS, mnasnet_reward
 from search.strategies import Repair, Strategy, get_strategy
 
 Accuracy = Callable[[Population], NDArray[np.float64]]  # (n, dimensions) -> (n,), NaN where unknown
-SAMPLES = 20_000
+SAMPLES = 6_000
 SCARCE = 0.01  # share of usable draws below which they are too few to judge options by
 TELLING = 10  # usable draws that an option should have by chance: without any, it is not usable (probability 5e-5)
 
