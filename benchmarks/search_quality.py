@@ -7,7 +7,7 @@ nasbench201       one objective on a table of real trainings: validation accurac
                   after 200 epochs is reported, beside the curves of random search, regularised evolution and REINFORCE
 defaults          the same table and question through search_run as it is, with 100 measurements
 three_objectives  CIFAR-100 accuracy, Raspberry Pi 4 and FPGA latency: hypervolume as a share of the exact front's, beside random
-                  search and pymoo's NSGA-II at equal queries in the same run
+                  search and pymoo's NSGA-II at equal queries in the same run (pip install pymoo)
 macro             NAS-Bench-Macro: rank of the network that is found with 100 queries
 
 One thread; NumPy reads OMP_NUM_THREADS.

@@ -65,7 +65,7 @@ def search(
         str,
         typer.Option(
             help="auto, none (the strategy itself asks for measurements), or gaussian_process, ridge, ridge_pairs, "
-            "random_forest, gradient_boosting, blend, mlp, torch_mlp or macs."
+            "random_forest, gradient_boosting, blend, mlp, torch_mlp, macs; several with commas."
         ),
     ] = "auto",
     accuracy: Annotated[

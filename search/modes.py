@@ -45,12 +45,17 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.predictor not in ("auto", "none"):
-            get_regressor(self.predictor)  # says which there are
+        for kind in self.kinds or ():
+            get_regressor(kind)  # says which there are
         for name, least in (("evals", 1), ("rounds", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OfaError(f"{name} is {value}, expected at least {least}")
+
+    @property
+    def kinds(self) -> list[str] | None:
+        """Kinds of predictors to choose from; None = those that are tried unless told otherwise, or no predictor at all."""
+        return None if self.predictor in ("auto", "none") else [kind.strip() for kind in self.predictor.split(",")]
 
 
 def spend(
@@ -157,11 +162,10 @@ def _search_actively(
     known: Mapping[str, CostModel],
 ) -> AccuracyPredictor | None:
     """Measure a design, then what the predictor finds promising."""
-    kinds = None if plan.predictor == "auto" else [plan.predictor]
     costs = None if run.space.slots else {key: known[key] for key in ("params", "macs") if key in known}
 
     def fit(population: Population, top1: NDArray[np.float64]) -> AccuracyPredictor:
-        return fit_predictor(run.space, population, top1, kinds=kinds, seed=plan.seed, costs=costs)
+        return fit_predictor(run.space, population, top1, kinds=plan.kinds, seed=plan.seed, costs=costs)
 
     size = run.space.size()
     if size <= max(evals, FEWEST):  # measuring all of them is the best that can be done

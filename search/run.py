@@ -130,7 +130,8 @@ def search_targets(
         evals: networks to measure at most, beyond those of the journal that the design finds there; None = 100, or 200,000
             where accuracy is a table or a predictor.
         rounds: how often the predictor is fitted again and asked what to measure next.
-        predictor: "auto", a kind of search.regressors, or "none": the strategy then asks for measurements itself.
+        predictor: "auto"; kinds of search.regressors to choose from, e.g. "ridge,torch_mlp"; or "none": the strategy then asks
+            for measurements itself.
         accuracy: None = the run's supernet on validation images; a text for search.sources.open_accuracy; a function
             ArchConfig -> top1; or any AccuracyModel.
         reward: a name of search.rewards: limits are targets then, that may be missed for more accuracy.

@@ -583,3 +583,10 @@ def test_what_is_asked_is_checked_before_anything_is_measured(run, options, mess
         search_run(run, ["macs <= 1M"], accuracy=capacity, **options)
     assert "\n" not in str(caught.value)
     assert not lines(run)
+
+
+def test_several_kinds_of_predictors_are_compared_and_unknown_ones_refused(run):
+    found = search_run(run, accuracy=capacity, **{**QUICK, "predictor": "ridge, macs"})
+    assert set(found.predictor["taus"]) == {"ridge", "macs"}
+    with pytest.raises(OfaError, match="unknown kind of predictor 'rigde'"):
+        search_run(run, accuracy=capacity, **{**QUICK, "predictor": "ridge,rigde"})
