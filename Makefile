@@ -8,7 +8,7 @@ demo: .venv/.installed        ## the main job on built-in data: train, profile, 
 	$(BIN)/ofa demo
 
 test: .venv/.installed        ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: .venv/.installed       ## lint and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
