@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from search.features import Inputs
+from search.features import Inputs, Layout
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # a part of Python from 3.11 on
 
 CHUNK = 1024
 
@@ -78,3 +81,27 @@ def standardisation(inputs: Inputs) -> tuple[NDArray[np.float32], NDArray[np.flo
 def stack(members: Sequence[Sequence[NDArray[Any]]]) -> tuple[NDArray[np.float32], ...]:
     """Put the arrays of several members together, one for each layer."""
     return tuple(np.stack(layer).astype(np.float32) for layer in zip(*members, strict=True))
+
+
+@dataclass(frozen=True)
+class PerceptronMean:
+    """What regressors share that are the mean of perceptrons; how they are fitted is theirs."""
+
+    networks: Perceptrons
+
+    @staticmethod
+    def supports(layout: Layout) -> str:
+        return ""
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Self:
+        return cls(Perceptrons.restore(arrays, layout.width))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return self.networks.arrays()
+
+    def predict(self, inputs: Inputs) -> NDArray[np.float64]:
+        return self.networks.members(inputs).mean(1)
+
+    def spread(self, inputs: Inputs) -> NDArray[np.float64]:
+        return self.networks.members(inputs).std(1)

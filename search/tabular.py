@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.formats.reading import read_text
+from latency.formats.reading import option_index, read_text
 from ofa.artefacts import ArtefactError
 from ofa.errors import OfaError
 from ofa.progress import say
-from ofa.space import ArchConfig, Dimension, Population, SearchSpace
+from ofa.space import ArchConfig, Population, SearchSpace
 
 DENSE_ROWS = 2**22  # up to which every row that a space can have has a place in an array, 32 MiB for a column
 COSTS = {"latency_ms": "latency", "energy_mj": "energy", "macs": "macs", "params": "params"}  # column -> quantity
@@ -188,7 +188,7 @@ def _population(
     codes = np.empty((len(cells), len(space.dimensions)), dtype=np.int16)
     for c, dimension in enumerate(space.dimensions):
         texts, index = np.unique([row[columns[dimension.name]] for row in cells] or [""], return_inverse=True)
-        codes[:, c] = np.array([_option(dimension, text) for text in texts.tolist()], dtype=np.int16)[index][: len(cells)]
+        codes[:, c] = np.array([option_index(dimension, text) for text in texts.tolist()], dtype=np.int16)[index][: len(cells)]
     wrong = np.argwhere((codes < 0) & space.active(np.maximum(codes, 0)))
     if len(wrong):
         row, column = wrong[0].tolist()
@@ -197,18 +197,6 @@ def _population(
         legal = ", ".join(map(str, dimension.options))
         raise ArtefactError(f"{path}: line {lines[row]}, {dimension.name} = {cell[:40]!r}: expected one of: {legal}")
     return space.canonical(np.maximum(codes, 0))
-
-
-def _option(dimension: Dimension, cell: str) -> int:
-    """Return the index of the option that a cell means, -1 if none: 224 and 224.0 are one number."""
-    names = list(map(str, dimension.options))
-    if cell in names:
-        return names.index(cell)
-    try:
-        number = float(cell)
-    except ValueError:
-        return -1
-    return next((i for i, option in enumerate(dimension.options) if option == number), -1)
 
 
 def _numbers(path: Path, lines: NDArray[np.int64], name: str, cells: Sequence[str]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa.artefacts import ArtefactError, distinct
+from ofa.space import Dimension
 
 MAX_BYTES = 64 * 2**20
 MAX_MS = 1e9
@@ -57,3 +58,15 @@ def milliseconds(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_MS:
         raise ArtefactError(f"{where} = {str(value)[:40]!r}: expected milliseconds, above 0")
     return float(value)
+
+
+def option_index(dimension: Dimension, cell: str) -> int:
+    """Return the index of the option that a cell means, -1 if none: 224 and 224.0 are one number."""
+    names = list(map(str, dimension.options))
+    if cell in names:
+        return names.index(cell)
+    try:
+        number = float(cell)
+    except ValueError:
+        return -1
+    return next((i for i, option in enumerate(dimension.options) if option == number), -1)

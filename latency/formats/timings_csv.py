@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.formats.reading import milliseconds, read_text
+from latency.formats.reading import milliseconds, option_index, read_text
 from latency.predictor import LatencyPredictor, fit_latency
 from ofa.artefacts import ArtefactError
 from ofa.errors import OfaError
 from ofa.progress import say
-from ofa.space import Dimension, InvalidArchError, Population, SearchSpace
+from ofa.space import InvalidArchError, Population, SearchSpace
 
 LATENCY, ARCH = "latency_ms", "arch"
 
@@ -113,7 +113,7 @@ def _from_json(cell: str, space: SearchSpace, where: str) -> Population:
 
 
 def _from_cells(cells: Sequence[Sequence[str]], numbers: Sequence[int], space: SearchSpace, path: Path) -> Population:
-    codes = [[_option(dimension, cell) for dimension, cell in zip(space.dimensions, row, strict=True)] for row in cells]
+    codes = [[option_index(dimension, cell) for dimension, cell in zip(space.dimensions, row, strict=True)] for row in cells]
     population = np.array(codes, dtype=np.int16).reshape(len(cells), len(space.dimensions))
     wrong = np.argwhere((population < 0) & space.active(np.maximum(population, 0)))
     if len(wrong):
@@ -124,15 +124,3 @@ def _from_cells(cells: Sequence[Sequence[str]], numbers: Sequence[int], space: S
             f"{path}: row {numbers[row]}, {dimension.name} = {cells[row][column][:40]!r}: expected one of: {legal}"
         )
     return np.maximum(population, 0)
-
-
-def _option(dimension: Dimension, cell: str) -> int:
-    """Return the index of the option that a cell means, -1 if none: 224 and 224.0 are one number."""
-    names = list(map(str, dimension.options))
-    if cell in names:
-        return names.index(cell)
-    try:
-        number = float(cell)
-    except ValueError:
-        return -1
-    return next((i for i, option in enumerate(dimension.options) if option == number), -1)

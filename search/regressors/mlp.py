@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search.features import Inputs, Layout
-from search.perceptron import Perceptrons, stack, standardisation
-from search.regressors import Arrays
+from search.perceptron import PerceptronMean, Perceptrons, stack, standardisation
 
 MEMBERS = 4
 OPTIONS = {"hidden_layer_sizes": (64,), "alpha": 3.0, "solver": "lbfgs", "max_iter": 200}
 
 
-@dataclass(frozen=True)
-class Mlp:
+class Mlp(PerceptronMean):
     """The mean of perceptrons from different beginnings."""
-
-    networks: Perceptrons
-
-    @staticmethod
-    def supports(layout: Layout) -> str:
-        return ""
 
     @classmethod
     def fit(cls, inputs: Inputs, targets: NDArray[np.float64], layout: Layout, seed: int) -> Mlp:
@@ -39,19 +29,6 @@ class Mlp:
             fitted = [MLPRegressor(**OPTIONS, random_state=seed + m).fit(z, targets) for m in range(MEMBERS)]
         weights, biases = stack([f.coefs_ for f in fitted]), stack([[b[None] for b in f.intercepts_] for f in fitted])
         return cls(Perceptrons(mean, scale, weights, biases))
-
-    @classmethod
-    def restore(cls, arrays: Arrays, layout: Layout) -> Mlp:
-        return cls(Perceptrons.restore(arrays, layout.width))
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        return self.networks.arrays()
-
-    def predict(self, inputs: Inputs) -> NDArray[np.float64]:
-        return self.networks.members(inputs).mean(1)
-
-    def spread(self, inputs: Inputs) -> NDArray[np.float64]:
-        return self.networks.members(inputs).std(1)
 
 
 REGRESSOR = Mlp

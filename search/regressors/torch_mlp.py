@@ -8,15 +8,12 @@ Source: Cai et al. 2020 (arXiv 1908.09791), section 3.3.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search.features import Inputs, Layout
-from search.perceptron import Perceptrons, standardisation
-from search.regressors import Arrays
+from search.perceptron import PerceptronMean, Perceptrons, standardisation
 
 MEMBERS = 2
 HIDDEN = (400, 400, 400)
@@ -26,15 +23,8 @@ STEPS = 600  # at least, and at least EPOCHS passes
 EPOCHS = 30
 
 
-@dataclass(frozen=True)
-class TorchMlp:
+class TorchMlp(PerceptronMean):
     """The mean of perceptrons from different beginnings, trained side by side."""
-
-    networks: Perceptrons
-
-    @staticmethod
-    def supports(layout: Layout) -> str:
-        return ""
 
     @classmethod
     def fit(cls, inputs: Inputs, targets: NDArray[np.float64], layout: Layout, seed: int) -> TorchMlp:
@@ -69,19 +59,6 @@ class TorchMlp:
             schedule.step()
         learnt = [tuple(array.detach().numpy().copy() for array in arrays) for arrays in (weights, biases)]
         return cls(Perceptrons(mean, scale, learnt[0], learnt[1]))
-
-    @classmethod
-    def restore(cls, arrays: Arrays, layout: Layout) -> TorchMlp:
-        return cls(Perceptrons.restore(arrays, layout.width))
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        return self.networks.arrays()
-
-    def predict(self, inputs: Inputs) -> NDArray[np.float64]:
-        return self.networks.members(inputs).mean(1)
-
-    def spread(self, inputs: Inputs) -> NDArray[np.float64]:
-        return self.networks.members(inputs).std(1)
 
 
 REGRESSOR = TorchMlp
