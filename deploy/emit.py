@@ -2,161 +2,22 @@
 
 With constant-filled weights (ConstantOfShape nodes, which runtimes fold when they load the file) the graphs are tiny and
 a device can time every block of a space; with folded trained weights the same graph is the file that ships.
-Opset 17, IR 8: read by ONNX Runtime from 1.12 on.
+Opset 17, IR 8 unless asked otherwise: read by ONNX Runtime from 1.12 on.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-import onnx
-from numpy.typing import DTypeLike, NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, defs, helper
 
+from deploy.graphs import UINT16_OPSET, Graph, HalfGraph, QuantizedGraph, Scales, Weights
+from deploy.precision import FLOATS, PrecisionError, grid_of
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 from ofa.slots import se_channels
 
-OPSET, IR_VERSION = 17, 8
-Weights = Mapping[str, NDArray[np.float32]]
-Scales = Mapping[str, tuple[float, int]]  # of activations by tensor name: step, and the integer that stands for zero
-
-CLIPPING = ("Relu", "Clip")
-SIGNED, UNSIGNED = (1 / 64, 128), (1 / 64, 0)  # of activations of order one; up to 4 < 6, so that ReLU6 needs no Clip
-
-
-class Graph:
-    """An ONNX graph under construction. `weights` None fills every tensor with a constant instead."""
-
-    def __init__(self, weights: Weights | None) -> None:
-        self.weights = weights
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        """Append a node and return the name of its output."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
-
-    def values(self, name: str, shape: tuple[int, ...], fan_in: int) -> NDArray[np.float32]:
-        """Return a weight tensor, or the single value that fills it and keeps activations of order one."""
-        if self.weights is None:
-            return np.full([1] * len(shape), 1.0 / fan_in, np.float32)
-        tensor = self.weights[name]
-        assert tensor.shape == shape, f"{name}: {tensor.shape} is not {shape}"
-        return np.ascontiguousarray(tensor, dtype=np.float32)
-
-    def tensor(self, name: str, values: NDArray[np.generic], shape: tuple[int, ...]) -> str:
-        """Store a tensor of `shape` whose `values` are all of it or, without weights, the one that fills it."""
-        if self.weights is not None:
-            return self.constant(name, values)
-        value = numpy_helper.from_array(values.reshape(1), "value")
-        return self.node("ConstantOfShape", [self.constant(f"{name}.shape", np.array(shape, np.int64))], name, value=value)
-
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        self.initializers[name] = numpy_helper.from_array(value, name)
-        return name
-
-    def activation(self, act: str, x: str, name: str) -> str:
-        if act == "none":
-            return x
-        if act == "relu6":
-            bounds = [self.constant(f"const.{v}", np.array(v, np.float32)) for v in (0.0, 6.0)]
-            return self.node("Clip", [x, *bounds], name)
-        if act == "swish":
-            return self.node("Mul", [x, self.node("Sigmoid", [x], f"{name}.sigmoid")], name)
-        return self.node({"relu": "Relu", "h_swish": "HardSwish"}[act], [x], name)
-
-    def conv(
-        self,
-        x: str,
-        name: str,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 1,
-        stride: int = 1,
-        *,
-        groups: int = 1,
-        act: str = "none",
-        bias: bool = True,
-    ) -> str:
-        """Convolution with "same" padding, then the activation."""
-        square, pads = [kernel_size] * 2, [kernel_size // 2] * 4
-        window = {"kernel_shape": square, "strides": [stride] * 2, "pads": pads, "group": groups}
-        out = self.layer("Conv", x, name, (out_channels, in_channels // groups, *square), bias=bias, **window)
-        return self.activation(act, out, f"{name}.act")
-
-    def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
-        """Append a Conv or Gemm with its weights; `shape` is that of the weight tensor, output channels first."""
-        fan_in = math.prod(shape[1:])
-        inputs = [x, self.tensor(f"{name}.weight", self.values(f"{name}.weight", shape, fan_in), shape)]
-        if bias:
-            inputs.append(self.tensor(f"{name}.bias", self.values(f"{name}.bias", shape[:1], fan_in), shape[:1]))
-        return self.node(op, inputs, f"{name}.{op.lower()}", **attributes)
-
-
-class QuantizedGraph(Graph):
-    """The same operators in static int8: what one takes passes a pair that quantises and dequantises it (QDQ).
-
-    Activations are asymmetric uint8, weights symmetric int8 with a scale for each output channel, biases int32. ONNX Runtime
-    fuses an operator with the pairs around it (QLinearConv, QGemm, QLinearAdd, ...). Before a clipping activation stands none:
-    the zero point of its output clips as it does. HardSwish and HardSigmoid have no integer kernel there and run in float.
-    """
-
-    def __init__(self, weights: Weights | None, scales: Scales | None) -> None:
-        super().__init__(weights)
-        self.scales = defaultdict(lambda: SIGNED) if scales is None else dict(scales)
-        self.pairs: dict[str, str] = {}  # tensor -> what comes out of its pair
-
-    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        if op in ("MaxPool", "Flatten"):  # move integers as they are
-            self.scales[name] = self.scales[inputs[0]]
-        elif op in CLIPPING and self.weights is None:
-            self.scales[name] = UNSIGNED
-        logits = op == "Identity" and inputs[0].endswith(".gemm")  # stay float: rounded ones would tie
-        if op not in CLIPPING and op != "ConstantOfShape" and not logits:
-            inputs = [self.pair(x) for x in inputs]
-        return super().node(op, inputs, name, **attributes)
-
-    def pair(self, x: str) -> str:
-        """Return what comes out of a tensor's pair."""
-        if x not in self.pairs:
-            scale, zero_point = self.scales[x]
-            grid = [
-                self.constant(f"{x}.scale", np.array(scale, np.float32)),
-                self.constant(f"{x}.zero_point", np.array(zero_point, np.uint8)),
-            ]
-            quantised = super().node("QuantizeLinear", [x, *grid], f"{x}.quantised")
-            self.pairs[x] = super().node("DequantizeLinear", [quantised, *grid], f"{x}.dequantised")
-        return self.pairs[x]
-
-    def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
-        fan_in, (x_scale, _) = math.prod(shape[1:]), self.scales[x]
-        weight = self.values(f"{name}.weight", shape, fan_in)
-        shift = self.values(f"{name}.bias", shape[:1], fan_in) if bias else np.zeros(1, np.float32)
-        largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), initial=1e-30)
-        # the bias of a channel whose weights have all but vanished must still fit into int32
-        scale = np.maximum(largest / 127, np.abs(shift) / (x_scale * 2**30)).astype(np.float32)  # (out_channels,)
-        inputs = [self.pair(x), self.integers(f"{name}.weight", weight, scale, np.int8, shape)]
-        if bias:
-            inputs.append(self.integers(f"{name}.bias", shift, x_scale * scale, np.int32, shape[:1]))
-        return super().node(op, inputs, f"{name}.{op.lower()}", **attributes)
-
-    def integers(
-        self, name: str, values: NDArray[np.float32], scale: NDArray[np.float32], dtype: DTypeLike, shape: tuple[int, ...]
-    ) -> str:
-        """Store weights as integers and return what dequantises them; `scale` has one value for each output channel."""
-        steps = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(dtype)
-        stored = [
-            self.tensor(f"{name}.quantised", steps, shape),
-            self.tensor(f"{name}.scale", scale, shape[:1]),
-            self.tensor(f"{name}.zero_point", np.zeros(scale.shape, dtype), shape[:1]),  # optional, but QGemm wants it
-        ]
-        return super().node("DequantizeLinear", stored, name, axis=0)
+OPSET, LEAST_OPSET = 17, 13  # quantisation for each channel came with 13
 
 
 def _conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
@@ -234,6 +95,8 @@ def emit(
     *,
     precision: str = "fp32",
     scales: Scales | None = None,
+    layers: Mapping[str, str] | None = None,
+    opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """Return the bytes of an ONNX model that runs the blocks in order, equal for equal input.
@@ -241,25 +104,27 @@ def emit(
     Args:
         blocks: name -> block, in execution order.
         weights: folded weights under "<block>.<layer>.weight" / ".bias" (deploy.export.fold); None = constants.
-        precision: "fp32" or "int8".
-        scales: int8 only: (scale, zero point) of every activation, by its tensor's name in the fp32 graph; None = constants.
+        precision: of the network, see deploy.precision.
+        scales: in integers only: (scale, zero point) of every activation on the network's grid, by its tensor's name in the fp32
+            graph; None = constants.
+        layers: in integers only: layer (one of `layer_names`) -> precision, where it is another than the network's; "fp32" leaves
+            the layer in float.
+        opset: 13 or later; None = 17, or 21 where 16-bit integers need it.
         metadata: key -> text for the file's metadata_props.
+
     Raises:
-        OfaError: if no graph of this precision can be written.
+        OfaError: if no such graph can be written.
     """
-    if precision not in ("fp32", "int8"):
-        raise OfaError(
-            f"precision {precision!r} is not one of a graph, expected fp32 or int8; bf16 and fp16 are how a device runs fp32"
-        )
-    if precision == "int8" and (weights is None) != (scales is None):
-        raise OfaError("int8 needs the scales of all activations with trained weights, and no scales with constant ones")
-    graph = Graph(weights) if precision == "fp32" else QuantizedGraph(weights, scales)
+    graph = _graph(weights, precision, scales, layers or {}, opset)
     specs = list(blocks.values())
-    x = "images"
+    x = graph.input("images")
     for name, spec in blocks.items():
         x = EMITTERS[spec.kind](graph, x, name, spec)
-    graph.node("Identity", [x], "logits")
+    graph.output(x, "logits")
     first, last = specs[0], specs[-1]
+    if unknown := sorted(set(layers or {}) - set(_layers(graph))):
+        raise OfaError(f"layer {unknown[0]!r} is not one of this network; it has: {', '.join(_layers(graph))}")
+    opsets = [helper.make_opsetid("", graph.opset)]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -268,12 +133,60 @@ def emit(
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, _output_shape(last))],
             list(graph.initializers.values()),
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="ofa-toolkit",
     )
     helper.set_model_props(model, dict(sorted((metadata or {}).items())))
     return model.SerializeToString(deterministic=True)
+
+
+def layer_names(blocks: Mapping[str, BlockSpec]) -> list[str]:
+    """Return the names of a network's layers with weights, in execution order: what `layers` of `emit` takes."""
+    graph = Graph(None, OPSET)
+    for name, spec in blocks.items():
+        EMITTERS[spec.kind](graph, name, name, spec)
+    return _layers(graph)
+
+
+def _layers(graph: Graph) -> list[str]:
+    return [node.name.rpartition(".")[0] for node in graph.nodes if node.op_type in ("Conv", "Gemm")]
+
+
+def _graph(
+    weights: Weights | None,
+    precision: str,
+    scales: Scales | None,
+    layers: Mapping[str, str],
+    opset: int | None,
+) -> Graph:
+    """Return the empty graph of a precision.
+
+    Raises:
+        OfaError: if the parts do not go together.
+    """
+    grid = grid_of(precision)
+    for name, other in layers.items():
+        if grid is None:
+            raise PrecisionError(
+                f"layer {name}: {other} in a network of {precision}; layers differ in integer ones only, e.g. int8"
+            )
+        if other == "fp16":
+            raise PrecisionError(f"layer {name}: fp16 in a network of {precision}; leave it in fp32")
+    if grid is not None and (weights is None) != (scales is None):
+        raise OfaError(f"{precision} needs the scales of all activations with trained weights, and no scales with constant ones")
+    grids = [grid, *map(grid_of, layers.values())]
+    wide = any(each is not None and each.activation_bits > 8 for each in grids)
+    least = UINT16_OPSET if wide else LEAST_OPSET
+    if opset is None:
+        opset = max(OPSET, least)
+    if not least <= opset <= defs.onnx_opset_version():
+        what = "activations of more than 8 bits" if wide else "a file"
+        raise OfaError(f"opset {opset}: {what} can be written in {least} to {defs.onnx_opset_version()}")
+    if precision in FLOATS:
+        return (HalfGraph if precision == "fp16" else Graph)(weights, opset)
+    assert grid is not None
+    return QuantizedGraph(weights, opset, grid, scales, layers)
 
 
 def input_shape(spec: BlockSpec) -> list[int]:

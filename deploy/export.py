@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import nn
 
 from deploy.device import get_device
-from deploy.emit import IR_VERSION, OPSET, emit
+from deploy.emit import OPSET, emit
 from deploy.runtimes import Session, open_session
 from ofa.artefacts import ArtefactError, read_json, sha256_of, write_bytes, write_json
 from ofa.block_spec import BlockSpec
@@ -121,7 +121,7 @@ def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None
         "run": str(trained.path.resolve().name),
         "parity_error": error,
         "opset": OPSET,
-        "ir_version": IR_VERSION,
+        "ir_version": 8,
         "host": host_facts(),
         **candidate,
     }

@@ -15,7 +15,7 @@ everything in integers, such as one for microcontrollers; ONNX Runtime takes 2 t
 
 Size: what deploy/export.py writes as model.onnx: weights with BatchNorm folded in, and around them nodes, names and metadata.
 It is read off the graph with constant weights that the emitter writes for a block, so every precision that the emitter has is
-counted exactly; only names of blocks and classes are taken as of average length. fp16 is what a converter makes of the fp32 file.
+counted exactly; only names of blocks and classes are taken as of average length.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _block_file_bytes(spec: BlockSpec, precision: str) -> int:
 
 def _dense_bytes(blocks: dict[str, BlockSpec], precision: str) -> int:
     """Size of a file if every tensor of constants in it were stored in full."""
-    content = emit(blocks, precision="int8" if precision == "int8" else "fp32")
+    content = emit(blocks, precision=precision)
     graph = onnx.load_from_string(content).graph
     constants = {node.input[0]: node for node in graph.node if node.op_type == "ConstantOfShape"}
     size = len(content)
@@ -139,7 +139,7 @@ def _dense_bytes(blocks: dict[str, BlockSpec], precision: str) -> int:
         if shape.name in constants:
             node = constants[shape.name]
             value, dims = node.attribute[0].t, numpy_helper.to_array(shape).tolist()
-            item = 2 if precision == "fp16" and value.data_type == TensorProto.FLOAT else numpy_helper.to_array(value).itemsize
+            item = numpy_helper.to_array(value).itemsize
             tensor = TensorProto(name=node.output[0], dims=dims, data_type=value.data_type)
             size += _framed(tensor.ByteSize() + _framed(item * math.prod(dims)))
             size -= _framed(node.ByteSize()) + _framed(shape.ByteSize())

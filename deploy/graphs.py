@@ -1,0 +1,239 @@
+"""ONNX graphs under construction: the same operators in floating point and in integers.
+
+Blocks are written by deploy/emit.py without knowing which: a graph decides what stands around an operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import DTypeLike, NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from deploy.precision import INT8, Grid, PrecisionError, grid_of
+
+Weights = Mapping[str, NDArray[np.float32]]
+Scales = Mapping[str, tuple[float, int]]  # of activations by tensor name: step, and the integer that stands for zero
+
+HARD_SWISH_OPSET, UINT16_OPSET = 14, 21  # the first that have it
+CLIPPING = ("Relu", "Clip")
+IN_FLOAT = (*CLIPPING, "HardSwish", "HardSigmoid", "Sigmoid", "Identity")  # what stays in float after a layer in float
+SIGNED, UNSIGNED = (1 / 64, 128), (1 / 64, 0)  # of activations of order one; up to 4 < 6, so that ReLU6 needs no Clip
+
+
+class Graph:
+    """A graph in fp32. `weights` None fills every tensor with a constant instead."""
+
+    dtype: DTypeLike = np.float32
+
+    def __init__(self, weights: Weights | None, opset: int) -> None:
+        self.weights, self.opset = weights, opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+
+    def input(self, name: str) -> str:
+        """Return what stands for the graph's input."""
+        return name
+
+    def output(self, x: str, name: str) -> None:
+        """Name what the graph computes."""
+        self.node("Identity", [x], name)
+
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Append a node and return the name of its output."""
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def values(self, name: str, shape: tuple[int, ...], fan_in: int) -> NDArray[np.float32]:
+        """Return a weight tensor, or the single value that fills it and keeps activations of order one."""
+        if self.weights is None:
+            return np.full([1] * len(shape), 1.0 / fan_in, np.float32)
+        tensor = self.weights[name]
+        assert tensor.shape == shape, f"{name}: {tensor.shape} is not {shape}"
+        return np.ascontiguousarray(tensor, dtype=np.float32)
+
+    def tensor(self, name: str, values: NDArray[np.generic], shape: tuple[int, ...]) -> str:
+        """Store a tensor of `shape` whose `values` are all of it or, without weights, the one that fills it."""
+        if self.weights is not None:
+            return self.constant(name, values)
+        value = numpy_helper.from_array(values.reshape(1), "value")
+        return self.node("ConstantOfShape", [self.constant(f"{name}.shape", np.array(shape, np.int64))], name, value=value)
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self.initializers[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def activation(self, act: str, x: str, name: str) -> str:
+        if act == "none":
+            return x
+        if act == "relu6":
+            bounds = [self.constant(f"const.{v}", np.array(v, self.dtype)) for v in (0.0, 6.0)]
+            return self.node("Clip", [x, *bounds], name)
+        if act == "swish":
+            return self.node("Mul", [x, self.node("Sigmoid", [x], f"{name}.sigmoid")], name)
+        if act == "h_swish" and self.opset < HARD_SWISH_OPSET:
+            return self.node("Mul", [x, self.node("HardSigmoid", [x], f"{name}.gate", alpha=1 / 6, beta=0.5)], name)
+        return self.node({"relu": "Relu", "h_swish": "HardSwish"}[act], [x], name)
+
+    def conv(
+        self,
+        x: str,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: str = "none",
+        bias: bool = True,
+    ) -> str:
+        """Convolution with "same" padding, then the activation."""
+        square, pads = [kernel_size] * 2, [kernel_size // 2] * 4
+        window = {"kernel_shape": square, "strides": [stride] * 2, "pads": pads, "group": groups}
+        out = self.layer("Conv", x, name, (out_channels, in_channels // groups, *square), bias=bias, **window)
+        return self.activation(act, out, f"{name}.act")
+
+    def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
+        """Append a Conv or Gemm with its weights; `shape` is that of the weight tensor, output channels first."""
+        fan_in = math.prod(shape[1:])
+        inputs = [x]
+        for each, its_shape in (("weight", shape), ("bias", shape[:1]))[: 1 + bias]:
+            values = self.values(f"{name}.{each}", its_shape, fan_in).astype(self.dtype, copy=False)
+            inputs.append(self.tensor(f"{name}.{each}", values, its_shape))
+        return self.node(op, inputs, f"{name}.{op.lower()}", **attributes)
+
+
+class HalfGraph(Graph):
+    """A graph that stores and computes in fp16; images and logits are fp32, as of any other file."""
+
+    dtype = np.float16
+
+    def input(self, name: str) -> str:
+        return self.node("Cast", [name], f"{name}.half", to=TensorProto.FLOAT16)
+
+    def output(self, x: str, name: str) -> None:
+        self.node("Cast", [x], name, to=TensorProto.FLOAT)
+
+    def values(self, name: str, shape: tuple[int, ...], fan_in: int) -> NDArray[np.float32]:
+        found = super().values(name, shape, fan_in)
+        if np.abs(found).max(initial=0.0) > np.finfo(np.float16).max:
+            raise PrecisionError(f"{name} holds {np.abs(found).max():.3g}, which fp16 cannot; export it in fp32")
+        return found
+
+
+class QuantizedGraph(Graph):
+    """A graph in static integers: what an operator takes passes a pair that quantises and dequantises it (QDQ).
+
+    Activations are asymmetric and unsigned, weights symmetric and signed with a scale for each output channel, biases int32. In
+    int8, ONNX Runtime fuses an operator with the pairs around it (QLinearConv, QGemm, QLinearAdd, ...). Before a clipping
+    activation stands none: the zero point of its output clips as it does. HardSwish and HardSigmoid have no integer kernel there
+    and run in float.
+    """
+
+    def __init__(
+        self,
+        weights: Weights | None,
+        opset: int,
+        grid: Grid = INT8,
+        scales: Scales | None = None,
+        layers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Begin a graph.
+
+        Args:
+            grid: of the network.
+            scales: of every activation, on the network's grid; None = constants.
+            layers: name of a layer -> precision, where it is another than the network's.
+        """
+        super().__init__(weights, opset)
+        self.grid, self.layers = grid, layers or {}
+        signed, unsigned = _finer(SIGNED, INT8, grid), _finer(UNSIGNED, INT8, grid)
+        self.scales: dict[str, tuple[float, int]] = defaultdict(lambda: signed) if scales is None else dict(scales)
+        self.unsigned = unsigned
+        self.pairs: dict[tuple[str, Grid], str] = {}  # (tensor, grid) -> what comes out of its pair
+        self.floats: set[str] = set()  # computed by a layer in float, and not rounded since
+
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        if op in ("MaxPool", "Flatten"):  # move integers as they are
+            self.scales[name] = self.scales[inputs[0]]
+        elif op in CLIPPING and self.weights is None:
+            self.scales[name] = self.unsigned
+        if op in IN_FLOAT and inputs[0] in self.floats:
+            self.floats.add(name)
+        elif op not in (*CLIPPING, "ConstantOfShape"):
+            inputs = [self.pair(x, self.grid) for x in inputs]
+        return super().node(op, inputs, name, **attributes)
+
+    def output(self, x: str, name: str) -> None:
+        if x.endswith(".gemm"):  # logits stay float: rounded ones would tie
+            self.floats.add(x)
+        super().output(x, name)
+
+    def pair(self, x: str, grid: Grid) -> str:
+        """Return what comes out of a tensor's pair."""
+        if (x, grid) not in self.pairs:
+            name = x if grid == self.grid else f"{x}.a{grid.activation_bits}"
+            scale, zero_point = _finer(self.scales[x], self.grid, grid)
+            container = np.uint8 if grid.activation_bits <= 8 else np.uint16
+            steps = [
+                self.constant(f"{name}.scale", np.array(scale, np.float32)),
+                self.constant(f"{name}.zero_point", np.array(zero_point, container)),
+            ]
+            if grid.most_activation < np.iinfo(container).max:  # the container would hold more than the grid has
+                ends = [(end - zero_point) * scale for end in (0, grid.most_activation)]
+                bounds = [
+                    self.constant(f"{name}.{side}", np.array(end, np.float32))
+                    for side, end in zip(("low", "high"), ends, strict=True)
+                ]
+                x_clipped = super().node("Clip", [x, *bounds], f"{name}.clipped")
+            else:
+                x_clipped = x
+            quantised = super().node("QuantizeLinear", [x_clipped, *steps], f"{name}.quantised")
+            self.pairs[x, grid] = super().node("DequantizeLinear", [quantised, *steps], f"{name}.dequantised")
+        return self.pairs[x, grid]
+
+    def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
+        grid = grid_of(self.layers[name]) if name in self.layers else self.grid
+        out = f"{name}.{op.lower()}"
+        fan_in = math.prod(shape[1:])
+        weight = self.values(f"{name}.weight", shape, fan_in)
+        shift = self.values(f"{name}.bias", shape[:1], fan_in) if bias else np.zeros(1, np.float32)
+        if grid is None:
+            self.floats.add(out)
+            inputs = [x, self.tensor(f"{name}.weight", weight, shape)]
+            inputs += [self.tensor(f"{name}.bias", shift, shape[:1])] if bias else []
+            return super().node(op, inputs, out, **attributes)
+        x_scale, _ = _finer(self.scales[x], self.grid, grid)
+        largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), initial=1e-30)
+        # the bias of a channel whose weights have all but vanished must still fit into int32
+        scale = np.maximum(largest / grid.most_weight, np.abs(shift) / (x_scale * 2**30)).astype(np.float32)  # (out_channels,)
+        inputs = [self.pair(x, grid), self.integers(f"{name}.weight", weight, scale, np.int8, shape)]
+        if bias:
+            inputs.append(self.integers(f"{name}.bias", shift, x_scale * scale, np.int32, shape[:1]))
+        return super().node(op, inputs, out, **attributes)
+
+    def integers(
+        self, name: str, values: NDArray[np.float32], scale: NDArray[np.float32], dtype: DTypeLike, shape: tuple[int, ...]
+    ) -> str:
+        """Store weights as integers and return what dequantises them; `scale` has one value for each output channel."""
+        steps = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(dtype)
+        stored = [
+            self.tensor(f"{name}.quantised", steps, shape),
+            self.tensor(f"{name}.scale", scale, shape[:1]),
+            self.tensor(f"{name}.zero_point", np.zeros(scale.shape, dtype), shape[:1]),  # optional, but QGemm wants it
+        ]
+        return super().node("DequantizeLinear", stored, name, axis=0)
+
+
+def _finer(scale: tuple[float, int], grid: Grid, other: Grid) -> tuple[float, int]:
+    """Put the same range of values on another grid; zero stays one of its points."""
+    if grid.activation_bits == other.activation_bits:
+        return scale
+    ratio = other.most_activation / grid.most_activation
+    return scale[0] / ratio, round(scale[1] * ratio)
