@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deploy.device import DeviceSpec, get_device, list_devices, make_device
 from deploy.export import MODEL_SCHEMA, PARITY_TOLERANCE, REFERENCE_DEVICE, parity_error
 from deploy.footprint import block_file_bytes, block_peak, frame_file_bytes
+from deploy.integrity import require_self_contained
 from deploy.limits import PRECISIONS, Limit, format_value, parse_limit
 from deploy.runtimes import Session, open_session
 from deploy.timing import Latency, clock_of, measure
@@ -103,7 +103,7 @@ def verify_model(
             "the file is damaged or another one"
         )
     content = path.read_bytes()
-    _require_self_contained(content, path)  # before a runtime follows any reference
+    require_self_contained(content, path)  # before a runtime follows any reference
     reference = open_session(content, get_device(REFERENCE_DEVICE))
     net, pre = _rebuild(path, record), record["preprocess"]
     resolution = int(pre["resolution"])
@@ -178,17 +178,6 @@ def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return centre - half, centre + half
-
-
-def _require_self_contained(content: bytes, path: Path) -> None:
-    """Refuse tensors kept outside the file: they could name any path of the machine that loads it."""
-    try:
-        model = onnx.load_from_string(content)
-    except Exception as error:  # protobuf's errors share no base with onnx's
-        raise ArtefactError(f"{path}: not an ONNX file ({str(error).splitlines()[0][:100]})") from None
-    for tensor in model.graph.initializer:
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise ArtefactError(f"{path}: keeps {tensor.name} outside the file, which is not followed; export it again")
 
 
 def _rebuild(path: Path, record: dict[str, Any]) -> torch.nn.Module:

@@ -27,20 +27,39 @@ class ArtefactError(OfaError):
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically: temporary name, fsync, rename, fsync of the directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_all(path.parent, {path.name: data})
+
+
+def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that belong together, by name; `folder` is made if need be.
+
+    All of them are on disk under temporary names before the first is renamed, so that a full disk changes nothing. The order
+    of the renames is that of `files`: what vouches for the others goes last.
+
+    Raises:
+        OSError: naming the file that could not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporaries: dict[str, str] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; artefacts are shared like any other file
-        os.replace(temporary, path)
+        for name, data in files.items():
+            handle, temporaries[name] = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(folder / name)) from None
+            os.chmod(temporaries[name], 0o644)  # mkstemp makes private files; artefacts are shared like any other file
+        for name, temporary in temporaries.items():
+            os.replace(temporary, folder / name)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
         raise
-    sync_directory(path.parent)
+    sync_directory(folder)
 
 
 def sync_directory(path: Path) -> None:
@@ -64,14 +83,35 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
         ArtefactError: if the file is missing, too large, not JSON, not an object, of another schema,
             or holds a name twice.
     """
+    return parse_json(read_bounded(path, what=f"a {schema} file", limit=MAX_JSON_BYTES), path, schema=schema)
+
+
+def read_bounded(path: Path, *, what: str, limit: int) -> bytes:
+    """Read a file that holds at most `limit` bytes; `what` says what was expected, in the error.
+
+    Raises:
+        ArtefactError: if the file is missing, unreadable or larger.
+    """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ArtefactError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, expected a {schema} file")
-        value = json.loads(path.read_bytes(), object_pairs_hook=distinct, parse_constant=_no_number)
+        with path.open("rb") as file:
+            content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
     except FileNotFoundError:
-        raise ArtefactError(f"{path}: no such file, expected a {schema} file") from None
+        raise ArtefactError(f"{path}: no such file, expected {what}") from None
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read ({error.strerror}), expected a {schema} file") from None
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror}), expected {what}") from None
+    if content is None or len(content) > limit:  # a pipe does not say how much it holds
+        raise ArtefactError(f"{path}: larger than {limit >> 20} MiB, expected {what}")
+    return content
+
+
+def parse_json(content: bytes, path: Path, *, schema: str) -> dict[str, Any]:
+    """Return the JSON object that `content`, read from `path`, holds.
+
+    Raises:
+        ArtefactError: as `read_json`.
+    """
+    try:
+        value = json.loads(content, object_pairs_hook=distinct, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtefactError(f"{path}: not valid JSON ({reason}); it is damaged or not a {schema} file") from None

@@ -1,0 +1,240 @@
+"""A bundle: the folder that an export writes, and SHA256SUMS, by which every file of it is checked before it is parsed.
+
+The export writes the parts; verify.json and bench.json are results of the commands that came after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from deploy.integrity import MANIFEST, format_manifest, parse_manifest, read_arrays
+from ofa.artefacts import ArtefactError, parse_json, read_bounded, write_all
+
+MODEL_SCHEMA = "ofa.model/2"
+RESULTS = ("verify.json", "bench.json")
+PARTS = (
+    "model.onnx",
+    "model.json",
+    "model.safetensors",
+    "arch.json",
+    "preprocess.json",
+    "labels.txt",
+    "golden.npz",
+    "run.py",
+    "MODEL_CARD.md",
+)
+NEEDED = ("model.onnx", "model.json")
+LARGE = ("model.onnx", "model.safetensors")
+MAX_LARGE_BYTES, MAX_BYTES = 2**31, 256 * 2**20  # protobuf ends at 2 GiB
+PRECISIONS = ("fp32", "fp16", "int8", "a16w8")
+
+
+class Bundle:
+    """A bundle whose files were whole when it was opened; `open_bundle` makes one."""
+
+    def __init__(self, path: Path, digests: Mapping[str, str]) -> None:
+        self.path = path
+        self.digests = dict(digests)  # hexadecimal SHA-256 by name
+
+    def has(self, name: str) -> bool:
+        """Whether the bundle holds a file of this name."""
+        return name in self.digests
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content: the very bytes that were held against SHA256SUMS.
+
+        Raises:
+            ArtefactError: if the bundle has no such file, or it is missing, damaged or too large.
+        """
+        path = self.path / name
+        if name not in self.digests:
+            raise ArtefactError(f"{path}: not in {MANIFEST}, the bundle holds {', '.join(self.digests)}; export it again")
+        if not path.is_file():
+            raise ArtefactError(f"{path}: no such file, but {MANIFEST} lists it; export it again")
+        if path.resolve().parent != self.path.resolve():
+            raise ArtefactError(f"{path}: a link out of the bundle, which is not followed; export it again")
+        limit = MAX_LARGE_BYTES if name in LARGE else MAX_BYTES
+        content = read_bounded(path, what="a part of an export", limit=limit)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.digests[name]:
+            raise ArtefactError(
+                f"{path}: SHA-256 is {digest[:16]}..., {MANIFEST} says {self.digests[name][:16]}...; "
+                "the file is damaged or another one: export it again"
+            )
+        return content
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays of an .npz file by name; nothing is unpickled.
+
+        Raises:
+            ArtefactError: as `read`; or if it holds anything else, or unpacks to more than it may.
+        """
+        return read_arrays(self.read(name), self.path / name)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """model.json, checked field by field.
+
+        Raises:
+            ArtefactError: naming the field that is wrong.
+        """
+        path = self.path / "model.json"
+        record = parse_json(self.read("model.json"), path, schema=MODEL_SCHEMA)
+        _check_record(record, path)
+        if record["sha256"] != self.digests["model.onnx"]:
+            raise ArtefactError(f"{path}: is of another model.onnx (its sha256 is {record['sha256'][:16]}...); export it again")
+        return record
+
+    def add(self, files: Mapping[str, bytes]) -> None:
+        """Write results beside the model, and the SHA256SUMS that lists them, together.
+
+        Raises:
+            ArtefactError: if another model was exported here since the bundle was opened; nothing is written then.
+            OSError: naming the file that could not be written; nothing is changed then.
+        """
+        with _alone_in(self.path):
+            now = open_bundle(self.path)  # another command may have added its results meanwhile
+            if now.digests["model.onnx"] != self.digests["model.onnx"]:
+                raise ArtefactError(f"{self.path}: another model was exported here meanwhile; the results were not written")
+            self.digests = _write(self.path, files, now.digests)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open a bundle and check every file that it lists, before anything is parsed.
+
+    Args:
+        path: the folder, or the model.onnx in it.
+    Raises:
+        ArtefactError: if it is no bundle, or naming the file that is missing, damaged, unlisted or listed twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ArtefactError(f"{path}: no such file or folder, expected an export: ofa export ARCH -o {path}")
+    folder = path if path.is_dir() else path.parent
+    if path != folder and path.name != "model.onnx":
+        raise ArtefactError(f"{path}: expected an exported folder, or the model.onnx in it")
+    listing = folder / MANIFEST
+    if not listing.is_file():
+        raise ArtefactError(f"{folder}: no exported bundle (no {MANIFEST} inside); make one: ofa export ARCH -o {folder}")
+    digests = parse_manifest(read_bounded(listing, what="the digests of an export", limit=2**20), listing)
+    for name in NEEDED:
+        if name not in digests:
+            raise ArtefactError(f"{listing}: does not list {name}; export it again")
+    for name in (*PARTS, *RESULTS):
+        if name not in digests and os.path.lexists(folder / name):
+            raise ArtefactError(
+                f"{folder / name}: not listed in {MANIFEST}, so nothing vouches for it; remove it or export again"
+            )
+    bundle = Bundle(folder, digests)
+    for name in digests:
+        bundle.read(name)
+    return bundle
+
+
+def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of an export, by name, and their SHA256SUMS.
+
+    What an earlier export wrote here and this one does not goes, with all results about it; files that are the user's own stay.
+
+    Raises:
+        ArtefactError: if the folder holds a file of a bundle's name that no earlier export wrote; nothing is written then.
+        OSError: naming the file that could not be written; nothing is changed then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        earlier: dict[str, str] = {}
+        with contextlib.suppress(ArtefactError):
+            earlier = parse_manifest(read_bounded(folder / MANIFEST, what="digests", limit=2**20), folder / MANIFEST)
+        for name in PARTS:
+            if name not in files and name not in earlier and os.path.lexists(folder / name):
+                raise ArtefactError(f"{folder / name}: would pass for a part of this export; choose another folder with -o")
+        _write(folder, files, {})
+        for name in (*PARTS, *RESULTS):
+            if name not in files:
+                (folder / name).unlink(missing_ok=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes], others: Mapping[str, str]) -> dict[str, str]:
+    """Write files and a listing of them and `others`; return it."""
+    digests = {**others, **{name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+    manifest = format_manifest(digests)
+    assert parse_manifest(manifest, folder / MANIFEST) == digests, "a file's name would not be read back"
+    write_all(folder, {**files, MANIFEST: manifest})
+    return digests
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time change a bundle; where a file system knows no locks, hope."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _check_record(record: dict[str, Any], path: Path) -> None:
+    """Refuse a model.json that lacks what its readers need, by name."""
+    number, text, none = (int, float), str, type(None)
+    kinds: dict[str, tuple[type, ...]] = {
+        "sha256": (text,),
+        "size_bytes": (int,),
+        "precision": (text,),
+        "opset": (int,),
+        "ir_version": (int,),
+        "layers": (dict,),
+        "space": (text, none),
+        "arch": (dict, none),
+        "classes": (list,),
+        "preprocess": (dict,),
+        "weights_sha256": (text, none),
+        "limits": (list,),
+        "predicted": (dict,),
+        "devices": (dict,),
+        "versions": (dict,),
+        "host": (dict,),
+        "parity_error": number,
+        "quantisation": (dict, none),
+    }
+    for name, kind in kinds.items():
+        if name not in record or not isinstance(record[name], kind) or isinstance(record[name], bool):
+            raise _damaged(path, name, record.get(name), " or ".join("null" if k is none else k.__name__ for k in kind))
+    pre = record["preprocess"]
+    stats = [value for name in ("mean", "std") for value in (pre.get(name) if isinstance(pre.get(name), list) else [])]
+    sound = {
+        "precision": (record["precision"] in PRECISIONS, f"one of: {', '.join(PRECISIONS)}"),
+        "classes": (record["classes"] and all(isinstance(c, str) for c in record["classes"]), "the names of the classes"),
+        "limits": (all(isinstance(limit, str) for limit in record["limits"]), "limits such as 'macs <= 1M'"),
+        "predicted": (all(map(_is_number, record["predicted"].values())), "numbers"),
+        "devices": (all(isinstance(device, dict) for device in record["devices"].values()), "the fields of each device"),
+        "preprocess": (
+            all(isinstance(pre.get(name), int) and 0 < pre[name] <= 2**16 for name in ("resolution", "stored_size"))
+            and len(stats) == 6
+            and all(map(_is_number, stats))
+            and all(value > 0 for value in stats[3:]),
+            "resolution, stored_size, mean and std",
+        ),
+    }
+    for name, (ok, expected) in sound.items():
+        if not ok:
+            raise _damaged(path, name, record[name], expected)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _damaged(path: Path, name: str, value: object, expected: str) -> ArtefactError:
+    return ArtefactError(f"{path}: {name} is {str(value)[:100]!r}, expected {expected}; the file is damaged")
