@@ -33,7 +33,7 @@ class DeviceSpec(BaseModel):
     runtime: str  # a module of deploy.runtimes
     provider: str = "CPUExecutionProvider"  # what the runtime computes on, in its own words
     provider_options: dict[str, str] = {}
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "a16w8"] = "fp32"
     optimization: Literal["all", "extended", "basic", "none"] = "all"  # level of ONNX Runtime's graph optimisation
     num_threads: int = Field(1, ge=1)
     batch_size: int = Field(1, ge=1)
@@ -42,9 +42,11 @@ class DeviceSpec(BaseModel):
         return hash(self.name)
 
     @property
-    def graph_precision(self) -> Literal["fp32", "int8"]:
-        """What the file must be (deploy.emit): int8 is a property of the graph, bf16 and fp16 are how a runtime runs fp32."""
-        return "int8" if self.precision == "int8" else "fp32"
+    def graph_precision(self) -> Literal["fp32", "fp16", "int8", "a16w8"]:
+        """What the file must be (deploy.emit): ONNX Runtime runs what it says; OpenVINO runs fp32 files in bf16 and fp16."""
+        if self.precision == "bf16" or (self.precision == "fp16" and self.runtime != "onnxruntime"):
+            return "fp32"
+        return self.precision
 
 
 def list_devices() -> list[str]:

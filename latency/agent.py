@@ -36,6 +36,7 @@ except ImportError:
 
 VERSION = 1
 PLAN_SCHEMA, RESULTS_SCHEMA, JOURNAL_SCHEMA = "ofa.plan/1", "ofa.results/1", "ofa.journal/1"
+PRECISIONS = ("fp32", "fp16", "int8", "a16w8")  # of the graphs in a plan
 MAX_PLAN_BYTES = 256 * 2**20  # unpacked; a plan has a few
 SMALL_PLAN_BYTES = 2**20  # of plan.zip
 BLOCK_VISITS = 3  # to a block in a round: they cost next to nothing beside the networks
@@ -160,8 +161,9 @@ def open_onnxruntime(graph: bytes, device: Mapping[str, Any], shape: Sequence[in
     if provider not in ort.get_available_providers():
         have = ", ".join(ort.get_available_providers())
         raise AgentError(f"provider {provider!r} is not in this ONNX Runtime; it has: {have} (--provider)")
-    if device.get("precision", "fp32") not in ("fp32", "int8"):
-        raise AgentError(f"precision {device['precision']!r} is not one of ONNX Runtime here: fp32, int8; make another plan")
+    if device.get("precision", "fp32") not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise AgentError(f"precision {device['precision']!r} is not one of ONNX Runtime here: {known}; make another plan")
     providers = [(provider, dict(device.get("provider_options") or {}))]
     session = ort.InferenceSession(graph, session_options(device), providers=providers, enable_fallback=0)
     if session.get_providers()[0] != provider:

@@ -37,7 +37,9 @@ def profile(
     ] = None,
     budget: Annotated[str | None, typer.Option(help="How long to measure each device, e.g. 60s (default) or 5min.")] = None,
     rounds: Annotated[int | None, typer.Option(help="How often everything is timed, at most (default 60).")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or int8, instead of the device's own.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8 or a16w8 (as the files to come), instead of the device's own.")
+    ] = None,
     resolutions: Annotated[
         str | None,
         typer.Option(

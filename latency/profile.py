@@ -273,8 +273,8 @@ def agent_device(name: str, precision: str | None) -> DeviceSpec:
         raise OfaError(
             f"device {spec.name} is of runtime {spec.runtime}; agent.py has onnxruntime only; profile it on its machine"
         )
-    if spec.precision not in ("fp32", "int8"):
-        raise OfaError(f"device {spec.name} is of precision {spec.precision}; agent.py runs fp32 and int8")
+    if spec.precision not in agent.PRECISIONS:
+        raise OfaError(f"device {spec.name} is of precision {spec.precision}; agent.py runs {', '.join(agent.PRECISIONS)}")
     return spec
 
 

@@ -47,9 +47,10 @@ def open_session(model: bytes, device: DeviceSpec) -> Session:
     runtime = _load(device.runtime)
     # An operator's name stands in the file as plain text. The other way round is no error: any device may run an int8 file, to
     # learn how accurate it is.
-    if device.graph_precision == "int8" and b"QuantizeLinear" not in model:
+    if device.graph_precision in ("int8", "a16w8") and b"QuantizeLinear" not in model:
         raise DeviceError(
-            f"device {device.name} runs int8 files, this one is fp32; name a device of precision fp32, or quantise it"
+            f"device {device.name} runs {device.precision} files, this one is not; name a device of precision fp32, or export it "
+            f"with --precision {device.precision}"
         )
     session: Session = runtime.open_session(model, device)
     return session

@@ -28,7 +28,7 @@ class OrtSession:
 
     def __init__(self, model: bytes, device: DeviceSpec) -> None:
         require(device, "provider", ort.get_available_providers(), "ONNX Runtime")
-        require(device, "precision", ("fp32", "int8"), "ONNX Runtime", "bf16 and fp16 are settings of openvino")
+        require(device, "precision", ("fp32", "fp16", "int8", "a16w8"), "ONNX Runtime", "bf16 is a setting of openvino")
         providers = [(device.provider, device.provider_options)]
         try:  # without the fallback: it prints, and starts what was not asked for
             self._session = ort.InferenceSession(model, session_options(device), providers=providers, enable_fallback=0)

@@ -516,7 +516,7 @@ def test_plan_agent_merge_predict_from_the_shell(run, cli, tmp_path):
         (["--device", "ort_cpu_2t=ssh:host"], "is a device of this machine"),
         (["--device", "ort_cpu_1t", "--device", "typo"], "unknown device 'typo'"),
         (["--plan", "p.zip", "--device", "openvino_1t"], "agent.py has onnxruntime only"),
-        (["--plan", "p.zip", "--precision", "bf16"], "agent.py runs fp32 and int8"),
+        (["--plan", "p.zip", "--precision", "bf16"], "agent.py runs fp32, fp16, int8, a16w8"),
         (["--python", "/x/python"], "--settings and --python are for devices behind ssh or adb"),
         (["--import", "x.json", "--as", "y"], "--import needs --format"),
         (["--check", "no.json"], "no.json: no such file"),

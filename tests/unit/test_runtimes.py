@@ -87,9 +87,16 @@ def test_device_of_an_earlier_model_json_loads(tmp_path):
     assert len({old, make_device(old.model_dump(), tmp_path)}) == 1
 
 
-@pytest.mark.parametrize(("precision", "graph"), [("fp32", "fp32"), ("fp16", "fp32"), ("bf16", "fp32"), ("int8", "int8")])
-def test_only_int8_is_a_property_of_the_graph(precision, graph):
-    assert device(precision=precision).graph_precision == graph
+@pytest.mark.parametrize(
+    ("runtime", "precision", "graph"),
+    [
+        *(("onnxruntime", precision, precision) for precision in ("fp32", "fp16", "int8", "a16w8")),
+        *(("openvino", precision, "fp32") for precision in ("fp32", "fp16", "bf16")),
+        ("openvino", "int8", "int8"),
+    ],
+)
+def test_what_a_file_must_be_for_a_device(runtime, precision, graph):
+    assert device(runtime=runtime, precision=precision).graph_precision == graph
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def test_only_int8_is_a_property_of_the_graph(precision, graph):
     [
         (
             {"precision": "bf16"},
-            r"precision 'bf16' is not in this ONNX Runtime; it has: fp32, int8 \(bf16 and fp16 are settings of",
+            r"precision 'bf16' is not in this ONNX Runtime; it has: fp32, fp16, int8, a16w8 \(bf16 is a setting of",
         ),
         ({"provider": "NoProvider"}, "provider 'NoProvider' is not in this ONNX Runtime; it has: .*CPUExecutionProvider"),
         ({"runtime": "tpu"}, "unknown runtime 'tpu'; known: onnxruntime, openvino, torch_eager"),
@@ -137,7 +144,7 @@ def test_missing_openvino_says_how_to_install_it(monkeypatch):
 
 
 def test_int8_device_refuses_an_fp32_file():
-    with pytest.raises(DeviceError, match="device ort_int8_1t runs int8 files, this one is fp32"):
+    with pytest.raises(DeviceError, match=r"device ort_int8_1t runs int8 files, this one is not; .* --precision int8"):
         open_session(emit({"stem": BLOCK}), get_device("ort_int8_1t"))
 
 
@@ -254,8 +261,9 @@ def test_torch_eager_names_an_operator_that_it_does_not_know():
 def test_torch_eager_leaves_the_number_of_threads_as_it_was():
     seen = []
     session = open_session(emit({"stem": BLOCK}), device(runtime="torch_eager", provider="cpu", num_threads=3))
-    session._steps.insert(
-        0, dataclasses.replace(session._steps[0], function=lambda *_, **__: seen.append(torch.get_num_threads()), spent=[])
+    steps = session._program._steps
+    steps.insert(
+        0, dataclasses.replace(steps[0], function=lambda *_, **__: seen.append(torch.get_num_threads()), spent=[])
     )
     before = torch.get_num_threads()
     session.run(images_for({"stem": BLOCK}))
