@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING
 from ofa.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from deploy.bench import BenchRow, bench_models
     from deploy.device import DeviceSpec, get_device, list_devices
     from deploy.export import ExportedModel, export_subnet
     from deploy.verify import Verification, verify_model
 
 __all__ = [
+    "BenchRow",
     "DeviceSpec",
     "ExportedModel",
     "Verification",
+    "bench_models",
     "export_subnet",
     "get_device",
     "list_devices",
@@ -22,6 +25,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        **dict.fromkeys(("BenchRow", "bench_models"), "deploy.bench"),
         **dict.fromkeys(("DeviceSpec", "get_device", "list_devices"), "deploy.device"),
         **dict.fromkeys(("ExportedModel", "export_subnet"), "deploy.export"),
         **dict.fromkeys(("Verification", "verify_model"), "deploy.verify"),

@@ -1,14 +1,23 @@
-"""Command line verbs about files and machines: export, verify, doctor."""
+"""Command line verbs about files and machines: export, verify, bench, doctor."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ofa.cli_support import command, print_json
+
+
+class Format(str, Enum):
+    """What is printed on stdout."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
 
 
 @command
@@ -73,6 +82,62 @@ def verify(
             }
         )
     found.raise_if_failed()
+    return None
+
+
+@command
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="ONNX files of anybody, or exported folders. Ratios are to the first.")],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="What to run them on (default ort_cpu_1t); several with commas. `ofa doctor` lists the names."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Images in a run; several with commas.")] = "1,8,32",
+    seconds: Annotated[
+        float, typer.Option(help="How long to time each file on each device at each batch size.", min=0.1, max=3600)
+    ] = 2.0,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side in pixels of the input of files that leave it free.", min=1, max=2**16)
+    ] = None,
+    format: Annotated[Format, typer.Option(help="What to print on stdout.")] = Format.table,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout; as --format json.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the rows to this .json or .csv as well.")] = None,
+) -> Path | None:
+    """Time ONNX files on devices of this machine, side by side.
+
+    Latency with its percentiles, images a second at several batch sizes, memory; and where int8 or fp16 is not faster than fp32.
+
+    All are visited in turn, in rounds of random order, so that whatever slows the machine down hits them alike: trust the ratios
+    more than the times. Memory is the peak of loading and running a file, above the runtime itself, in a process of its own.
+    A file that a device cannot run is named with the reason; the others go on.
+    Of a file in an exported folder, the rows are also written to its bench.json.
+
+    Example: ofa bench out/fp32 out/int8 --device ort_cpu_1t,openvino_1t --batch 1,8
+    """
+    from deploy.bench import bench_models
+    from deploy.bench_table import show_table, to_csv, to_json
+    from ofa.artefacts import write_bytes, write_json
+    from ofa.errors import OfaError
+    from ofa.progress import say
+
+    if json and format is Format.csv:
+        raise OfaError("--json and --format csv: expected one of them")
+    if out is not None and out.suffix not in (".json", ".csv"):
+        raise OfaError(f"--out {out}: expected a name that ends in .json or .csv")
+    sizes = [int(text) if text.strip().isdecimal() else 0 for text in batch.split(",")]
+    if not all(0 < size <= 2**16 for size in sizes):
+        raise OfaError(f"--batch {batch!r}: expected numbers of images with commas, such as 1,8,32")
+    names = [name.strip() for text in device or ["ort_cpu_1t"] for name in text.split(",")]
+    rows = bench_models(models, names, batch_sizes=sizes, seconds=seconds, resolution=resolution)
+    if out is not None:
+        write_bytes(out, to_csv(rows).encode()) if out.suffix == ".csv" else write_json(out, to_json(rows))
+        say(f"rows: {out}")
+    if json or format is Format.json:
+        print_json(to_json(rows))
+    elif format is Format.csv:
+        print(to_csv(rows), end="")
+    else:
+        show_table(rows)
     return None
 
 

@@ -203,6 +203,7 @@ for verb in (
     search,
     deploy.cli.export,
     deploy.cli.verify,
+    deploy.cli.bench,
     report,
     demo,
     ofa.cli.import_,
