@@ -78,7 +78,7 @@ def train_alone(run: Run, data: str, config: TrainConfig) -> Verification:
 def largest_arch(run: Run) -> Path:
     from ofa.artefacts import write_json
 
-    write_json(run.path / "largest" / "arch.json", run.space.to_json(run.space.largest))
+    write_json(run.path / "largest" / "arch.json", run.space.to_json(run.space.largest), sealed=True)
     return run.path / "largest" / "arch.json"
 
 

@@ -103,6 +103,7 @@ class LatencyPredictor:
                 "dimensions": [dimension.name for dimension in self.timed_space.dimensions],
                 "networks": networks,
             },
+            sealed=True,
         )
 
     @classmethod

@@ -166,6 +166,7 @@ class LatencyTable:
                 "provenance": dict(self.provenance),
                 "entries": [{"block": spec.to_dict(), "ms": ms} for spec, ms in self.entries.items()],
             },
+            sealed=True,
         )
 
     @classmethod

@@ -2,6 +2,9 @@
 
 JSON for what is decided, JSON lines for what grows. A file is written to a temporary name beside its target, flushed to
 disk and renamed, so that a crash or a full disk leaves the old file as it was.
+
+What must not change unnoticed is sealed: its last field, "seal", is the SHA-256 of the file's bytes with these 64 digits as
+zeros. A file without one, written by hand or by an older version, is read as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +23,8 @@ from typing import Any
 from ofa.errors import OfaError
 
 MAX_JSON_BYTES = 256 * 2**20
+SEAL, BLANK = "seal", "0" * 64
+_SEALED = re.compile(rb'"seal": "([0-9a-f]{64})"\s*\}\s*\Z')
 
 
 class ArtefactError(OfaError):
@@ -71,17 +77,26 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], *, sealed: bool = False) -> None:
     """Write a JSON object atomically. NaN and infinity are refused: other readers could not parse them."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, format_json(value, sealed=sealed))
+
+
+def format_json(value: Mapping[str, Any], *, sealed: bool = False) -> bytes:
+    """Return a JSON object as it is written, with a seal if it must not change unnoticed."""
+    if not sealed:
+        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    blank = format_json({**value, SEAL: BLANK})
+    head, _, tail = blank.rpartition(BLANK.encode())
+    return head + hashlib.sha256(blank).hexdigest().encode() + tail
 
 
 def read_json(path: Path, *, schema: str) -> dict[str, Any]:
     """Read a JSON object whose "schema" field is `schema`.
 
     Raises:
-        ArtefactError: if the file is missing, too large, not JSON, not an object, of another schema,
-            or holds a name twice.
+        ArtefactError: if the file is missing, too large, not JSON, not an object, of another schema, holds a name twice,
+            or was changed after it was sealed.
     """
     return parse_json(read_bounded(path, what=f"a {schema} file", limit=MAX_JSON_BYTES), path, schema=schema)
 
@@ -110,15 +125,45 @@ def parse_json(content: bytes, path: Path, *, schema: str) -> dict[str, Any]:
     Raises:
         ArtefactError: as `read_json`.
     """
+    value = parse_object(content, path, what=f"a {schema} file")
+    if value.get("schema") != schema:
+        raise ArtefactError(
+            f"{path}: schema is {repr(value.get('schema'))[:100]}, expected {schema!r}; it is not the file this command needs"
+        )
+    return value
+
+
+def parse_object(content: bytes, path: Path, *, what: str) -> dict[str, Any]:
+    """Return the JSON object of any schema that `content`, read from `path`, holds, without its seal.
+
+    Raises:
+        ArtefactError: if it is not JSON, no object, holds a name twice, or was changed after it was sealed.
+    """
     try:
         value = json.loads(content, object_pairs_hook=distinct, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtefactError(f"{path}: not valid JSON ({reason}); it is damaged or not a {schema} file") from None
-    if not isinstance(value, dict) or value.get("schema") != schema:
-        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-        raise ArtefactError(f"{path}: schema is {found!r}, expected {schema!r}; it is not the file this command needs")
+        raise ArtefactError(f"{path}: not valid JSON ({reason}); it is damaged or not {what}") from None
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{path}: holds a {type(value).__name__}, expected {what}")
+    if _is_changed(value, content):
+        raise ArtefactError(
+            f'{path}: changed after it was written, it is damaged; if the change is yours, remove its last field, "{SEAL}"'
+        )
+    value.pop(SEAL, None)
     return value
+
+
+def _is_changed(value: dict[str, Any], content: bytes) -> bool:
+    """Whether an object does not agree with its seal; one without a seal, written by hand, does."""
+    last = next(reversed(value), "")
+    if SEAL not in value:  # whose name may be what was damaged
+        return bool(re.fullmatch("[0-9a-f]{64}", str(value.get(last)))) and not last.endswith("sha256")
+    found = _SEALED.search(content, max(0, len(content) - 200))
+    if found is None:
+        return True
+    blank = content[: found.start(1)] + BLANK.encode() + content[found.end(1) :]
+    return hashlib.sha256(blank).hexdigest() != value[SEAL]
 
 
 def _no_number(word: str) -> float:

@@ -107,7 +107,7 @@ class Run:
             "commands": [],
         }
         if only is not None:
-            write_json(path / "arch.json", space.to_json(only))
+            write_json(path / "arch.json", space.to_json(only), sealed=True)
         write_json(path / "run.json", record)
         return cls(path)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofa.artefacts import SEAL
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 
@@ -154,6 +155,8 @@ class SearchSpace(ABC):
             raise InvalidArchError(f"architecture: schema is {value.get('schema')!r}, expected {ARCH_SCHEMA!r}")
         if value.get("space") != self.name:
             raise InvalidArchError(f"architecture belongs to space {value.get('space')!r}, expected {self.name!r}")
+        if unknown := sorted(value.keys() - {"schema", "space", "values", SEAL}):
+            raise InvalidArchError(f"architecture: unknown field {unknown[0]!r}, expected schema, space and values")
         values = value.get("values")
         if not isinstance(values, dict):
             raise InvalidArchError(f"architecture: 'values' is {type(values).__name__}, expected an object of name: value")

@@ -31,7 +31,8 @@ def save_menu(run: Run, path: Path, results: Sequence[SearchResult | InfeasibleT
         path: of menu.json; search/menu.json is where a report looks.
         results: in the order of the menu; a result goes by the name of its folder.
     """
-    write_json(path, {"schema": MENU_SCHEMA, "space": run.space.name, "targets": [_target(found) for found in results]})
+    targets = [_target(found) for found in results]
+    write_json(path, {"schema": MENU_SCHEMA, "space": run.space.name, "targets": targets}, sealed=True)
     keys = cost_keys(found.best for found in results if isinstance(found, SearchResult))
     rows = []
     for found in results:

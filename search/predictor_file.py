@@ -49,6 +49,7 @@ def save_predictor(predictor: AccuracyPredictor, path: Path) -> None:
             "arrays": target.name,
             "arrays_sha256": hashlib.sha256(data).hexdigest(),
         },
+        sealed=True,
     )
 
 

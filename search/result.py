@@ -86,9 +86,10 @@ class SearchResult:
                 "num_candidates": len(self.candidates),
                 "candidates": [candidate_row(c) for c in self._kept()],
             },
+            sealed=True,
         )
         self._save_front_csv(run)
-        write_json(self.path / "best" / "arch.json", run.space.to_json(self.best.arch))
+        write_json(self.path / "best" / "arch.json", run.space.to_json(self.best.arch), sealed=True)
         write_json(
             self.path / "best" / "candidate.json",
             {
@@ -100,6 +101,7 @@ class SearchResult:
                 **({"top1_validation": self.best.top1} if self.accuracy == "supernet" else {}),
                 "devices": self.devices,
             },
+            sealed=True,
         )
 
     def _kept(self) -> list[Candidate]:

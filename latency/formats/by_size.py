@@ -75,7 +75,7 @@ class TableBySize(LatencyTable):
             for side, entries in self.sizes.items()
         ]
         origin = {"space": self.space.name, "device": self.device, "provenance": dict(self.provenance)}
-        write_json(path, {"schema": SCHEMA, **origin, "sizes": sizes})
+        write_json(path, {"schema": SCHEMA, **origin, "sizes": sizes}, sealed=True)
 
     @classmethod
     def load(cls, path: Path, space: SearchSpace) -> LatencyTable:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ofa.artefacts import sha256_of, write_json
+from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, parse_object, read_bounded, sha256_of, write_json
 from ofa.formats import attentive_nas, mit_ofa
 from ofa.formats.published import FormatError
 from ofa.run_dir import DataSource, Run, max_resolution
@@ -87,7 +86,7 @@ def import_arch(
     if target.exists():
         raise FormatError(f"{target}: exists already; give another --out")
     found, arch = _read_arch(path, format, space, resolution)
-    write_json(target, found.to_json(arch))
+    write_json(target, found.to_json(arch), sealed=True)
     return target
 
 
@@ -121,15 +120,11 @@ def _read_arch(path: Path, format: str, space: str | None, resolution: int | Non
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    what = "the object of an architecture"
     try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FormatError(f"{path}: no such file, expected the JSON of an architecture") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not valid JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(config, dict):
-        raise FormatError(f"{path}: holds a {type(config).__name__}, expected the object of an architecture")
-    return config
+        return parse_object(read_bounded(path, what=what, limit=MAX_JSON_BYTES), path, what=what)
+    except ArtefactError as error:
+        raise FormatError(str(error)) from None
 
 
 def _get_format(name: str) -> ModuleType:

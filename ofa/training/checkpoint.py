@@ -78,9 +78,8 @@ def save_checkpoint(
         for name, tensors in files.items():
             write_bytes(temporary / name, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
         digests = {name: sha256_of(temporary / name) for name in files}
-        write_json(
-            temporary / "state.json", {"schema": SCHEMA, "step": step, "score": score, "sha256": digests, **dict(extra or {})}
-        )
+        state = {"schema": SCHEMA, "step": step, "score": score, "sha256": digests, **dict(extra or {})}
+        write_json(temporary / "state.json", state, sealed=True)
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)

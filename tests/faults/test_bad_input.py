@@ -19,6 +19,7 @@ from deploy.verify import verify_model
 from ofa.artefacts import ArtefactError, read_json, sha256_of, write_bytes, write_json
 from ofa.errors import OfaError
 from ofa.run_dir import Run
+from ofa.space import ARCH_SCHEMA
 from ofa.spaces import UnknownSpaceError, get_space
 from ofa.training.checkpoint import list_checkpoints
 from ofa.training.config import TrainConfig
@@ -191,7 +192,7 @@ def test_flipped_bit_in_weights_is_noticed(run):
 
 def test_architecture_of_another_space_or_with_illegal_values(cli, run, tmp_path):
     path = run / "search" / "best" / "arch.json"
-    good = json.loads(path.read_text())
+    good = read_json(path, schema=ARCH_SCHEMA)
     path.write_text(json.dumps({**good, "space": "mbv3_small_image"}))
     fails(cli("export", path, "-o", tmp_path / "out"), 1, "belongs to space 'mbv3_small_image'")
     path.write_text(json.dumps({**good, "values": {**good["values"], "stage1.depth": 5}}))
@@ -254,7 +255,7 @@ def test_export_keeps_the_users_files_and_other_weights_other_numbers(cli, train
     (out / "README.md").write_text("my project")
     export_subnet(trained.path / "search" / "best", out)
     assert (out / "README.md").read_text() == "my project"
-    arch = json.loads((trained.path / "search" / "best" / "arch.json").read_text())
+    arch = read_json(trained.path / "search" / "best" / "arch.json", schema=ARCH_SCHEMA)
     alone = train_supernet(
         "mbv3_tiny_image",
         "digits",

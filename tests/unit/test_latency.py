@@ -17,7 +17,8 @@ from latency.cost import CountCost
 from latency.plan import spread_networks
 from latency.profile import ProfileConfig, profile_space
 from latency.table import LatencyTable, MissingBlockError
-from ofa.artefacts import ArtefactError
+from latency.table_file import SCHEMA
+from ofa.artefacts import ArtefactError, read_json
 from ofa.errors import OfaError
 from ofa.spaces import get_space
 
@@ -135,7 +136,7 @@ def test_table_file_round_trips(table, tmp_path):
 )
 def test_damaged_table_is_refused(table, tmp_path, change, message):
     table.save(tmp_path / "t.json")
-    content = json.loads((tmp_path / "t.json").read_text())
+    content = read_json(tmp_path / "t.json", schema=SCHEMA)
     (tmp_path / "t.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(ArtefactError, match=message):
         LatencyTable.load(tmp_path / "t.json", SPACE)
@@ -144,7 +145,7 @@ def test_damaged_table_is_refused(table, tmp_path, change, message):
 @pytest.mark.parametrize("ms", [-1, float("nan"), "fast", None, True])
 def test_entry_that_is_no_latency_is_refused(table, tmp_path, ms):
     table.save(tmp_path / "t.json")
-    content = json.loads((tmp_path / "t.json").read_text())
+    content = read_json(tmp_path / "t.json", schema=SCHEMA)
     content["entries"][3]["ms"] = ms
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(ArtefactError, match=r"entries\.3\.ms = |holds NaN"):
@@ -153,7 +154,7 @@ def test_entry_that_is_no_latency_is_refused(table, tmp_path, ms):
 
 def test_missing_block_is_an_error_that_names_it(table, tmp_path):
     table.save(tmp_path / "t.json")
-    content = json.loads((tmp_path / "t.json").read_text())
+    content = read_json(tmp_path / "t.json", schema=SCHEMA)
     del content["entries"][5]
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(MissingBlockError, match=r"no entry for mbconv .*ofa profile RUN --device ort_cpu_1t"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latency.cost import CountCost
-from ofa.artefacts import ArtefactError
+from ofa.artefacts import ArtefactError, read_json
 from ofa.errors import OfaError
 from ofa.formats.mit_ofa import to_arch
 from ofa.space import Dimension
@@ -20,6 +20,7 @@ from search.choice_space import ChoiceSpace
 from search.features import Features
 from search.formats import load_mit_predictor
 from search.predictor import DEFAULT_KINDS, AccuracyPredictor, fit_predictor, kendall_tau
+from search.predictor_file import SCHEMA
 from search.regressors import get_regressor, list_regressors
 from search.scale import Scale
 
@@ -272,7 +273,7 @@ def test_damaged_predictors_are_one_line(tmp_path, kind):
     path = tmp_path / "p.json"
     population, top1 = teach(SPACE, np.random.default_rng(14), 15)
     fit_predictor(SPACE, population, top1, kinds=[kind]).save(path)
-    record, arrays = json.loads(path.read_text()), path.with_suffix(".safetensors").read_bytes()
+    record, arrays = read_json(path, schema=SCHEMA), path.with_suffix(".safetensors").read_bytes()
     for name in record:
         damaged(path, {n: v for n, v in record.items() if n != name} if name != "kendall_tau" else record | {"schema": "x"})
     for change in (

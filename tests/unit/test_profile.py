@@ -19,7 +19,8 @@ from latency.profile import ProfileConfig, merge_results, plan_space, profile_sp
 from latency.remote import Remote, RemoteError, measure_there, parse_remote
 from latency.results import check_results, fit_table, read_results
 from latency.table import LatencyTable, MissingBlockError
-from ofa.artefacts import ArtefactError, write_json
+from latency.table_file import SCHEMA
+from ofa.artefacts import ArtefactError, read_json, write_json
 from ofa.counts import block_macs
 from ofa.errors import OfaError
 from ofa.spaces import get_space
@@ -332,7 +333,7 @@ def test_table_of_another_version_thread_count_or_precision_is_refused(run, tmp_
         ({"device": {**table.provenance["device"], "num_threads": 4}}, "measured with num_threads 4, ort_cpu_1t has 1"),
         ({"device": {**table.provenance["device"], "precision": "int8"}}, "measured with precision int8, ort_cpu_1t has fp32"),
     ]:
-        content = json.loads(path.read_text())
+        content = read_json(path, schema=SCHEMA)
         content["provenance"].update(change)
         (tmp_path / "t.json").write_text(json.dumps(content))
         with pytest.raises(OfaError, match=f"{words}.*measure anew: ofa profile RUN --device ort_cpu_1t --fresh"):
@@ -689,7 +690,7 @@ def test_strange_provenance_is_no_traceback(trained, tmp_path, cli, change):
     run = tmp_path / "run"
     shutil.copytree(trained.path, run)
     path = run / "latency" / "ort_cpu_1t.json"
-    content = json.loads(path.read_text())
+    content = read_json(path, schema=SCHEMA)
     content["provenance"].update(change)
     path.write_text(json.dumps(content))
     for command in (["profile", run, "--check", path], ["predict", run, "--arch", run / "search" / "best"]):

@@ -28,12 +28,12 @@ from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
 from search.evidence import read_exports
-from search.menu import InfeasibleTarget, save_menu
+from search.menu import MENU_SCHEMA, InfeasibleTarget, save_menu
 from search.pareto_plot import place_labels
 from search.past_searches import read_menus, read_searches
 from search.plots import nice_ticks, span
 from search.report import write_report
-from search.result import Candidate, SearchResult
+from search.result import FRONT_SCHEMA, Candidate, SearchResult
 
 SECTIONS = ("networks", "accuracy-cost", "spending", "predictions", "architectures", "training", "searches", "provenance")
 DEVICE = "ort_cpu_1t"
@@ -855,7 +855,7 @@ def test_a_damaged_front_is_one_line_that_names_the_file(tmp_path: Path, damage:
     run = make_run(tmp_path / "r")
     add_rounds(run, "a")
     path = run.path / "search" / "a" / "front.json"
-    record = json.loads(path.read_text())
+    record = read_json(path, schema=FRONT_SCHEMA)
     if isinstance(damage.get("candidates"), list) and damage["candidates"][0]:
         damage = {"candidates": [record["candidates"][0] | damage["candidates"][0]]}
     write_json(path, record | damage)
@@ -880,7 +880,7 @@ def test_a_damaged_menu_is_one_line_that_names_the_file(tmp_path: Path, damage: 
     run = make_run(tmp_path / "r")
     path = run.path / "search" / "menu.json"
     save_menu(run, path, [add_rounds(run, "a")])
-    write_json(path, json.loads(path.read_text()) | damage)
+    write_json(path, read_json(path, schema=MENU_SCHEMA) | damage)
     with pytest.raises(ArtefactError, match=r"menu\.json: ") as caught:
         write_report(run)
     assert "\n" not in str(caught.value)
