@@ -52,6 +52,8 @@ AGAIN = "copy the bundle here again"
 MAX_TEXT_BYTES = 16 * 2**20  # of SHA256SUMS, preprocess.json, labels.txt
 MAX_GOLDEN_BYTES = 256 * 2**20  # unpacked
 MAX_SIDE = 8192  # pixels
+# of a tensor that is kept in another file, as protobuf writes it, shortest or not: field 1, 8 bytes, "location"
+OUTSIDE = re.compile(rb"(?:\n|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 BAND = 32  # new pixels that are made by one matrix product
 TIMED_SECONDS, TIMED_RUNS = 2.0, (5, 200)  # of the self-test: at most, and between
 
@@ -79,7 +81,7 @@ class Classifier:
 
     Args:
         folder: the bundle, or an .onnx file in it; None = where this file lies.
-        threads: of ONNX Runtime; 0 = as many as this process may use cores.
+        threads: of ONNX Runtime.
         provider: execution provider of ONNX Runtime.
         check: refuse files whose SHA-256 is not that of SHA256SUMS.
     Raises:
@@ -87,13 +89,13 @@ class Classifier:
     """
 
     def __init__(
-        self, folder: Optional[str] = None, *, threads: int = 0, provider: str = "CPUExecutionProvider", check: bool = True
+        self, folder: Optional[str] = None, *, threads: int = 1, provider: str = "CPUExecutionProvider", check: bool = True
     ) -> None:
         where, self.name = locate(folder)
         sums = read_sums(where) if check else None
         self.settings = parse_settings(read_file(where, SETTINGS, sums))
         self.labels = parse_labels(read_file(where, LABELS, sums))
-        self.threads, self.provider = threads or usable_cores(), provider
+        self.threads, self.provider = threads, provider
         self._matrix = resize_matrix(self.settings.stored_size, self.settings.resolution)
         self._session = open_session(read_file(where, self.name, sums, limit=2**31), self.name, self.threads, provider)
         for kind, found, wanted in (
@@ -168,6 +170,8 @@ def open_session(content: bytes, name: str, threads: int, provider: str) -> Any:
     if provider not in ort.get_available_providers():
         have = ", ".join(ort.get_available_providers())
         raise RunError(f"provider {provider!r} is not in this ONNX Runtime; it has: {have} (--provider)")
+    if OUTSIDE.search(content):  # ONNX Runtime would follow it, from wherever it was started
+        raise BundleError(f"{name}: keeps tensors in another file, which is not followed; {AGAIN}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # failures are raised; the log would only repeat them
@@ -536,18 +540,13 @@ def first_line(error: BaseException) -> str:
     return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_images(options: argparse.Namespace) -> bool:
     """Classify options.images and print the results; returns whether all could be read."""
     began = time.perf_counter()
     paths = list(find_images(options.images))
     if not paths:
         raise RunError(f"{options.images[0]}: no images in it; known: {' '.join(SUFFIXES)}")
-    classifier = Classifier(options.model, threads=options.threads or 0, provider=options.provider, check=not options.no_check)
+    classifier = Classifier(options.model, threads=options.threads, provider=options.provider, check=not options.no_check)
     failed: List[ImageError] = []
     took: List[float] = []
 
@@ -564,7 +563,7 @@ def run_images(options: argparse.Namespace) -> bool:
     if done:
         say(
             f"{done} images in {seconds:.2f} s: {done / seconds:.1f} images/s; the network took {sum(took) / done * 1e3:.2f} ms "
-            f"an image (batches of {batch}, {classifier.threads} threads, {classifier.provider})"
+            f"an image (batches of {batch}, {classifier.threads} thread{'s' * (classifier.threads > 1)}, {classifier.provider})"
         )
     if failed:
         say(f"error: {len(failed)} of {len(paths)} images could not be read")
@@ -573,14 +572,14 @@ def run_images(options: argparse.Namespace) -> bool:
 
 def run_self_test(options: argparse.Namespace) -> None:
     """Test options.model and print what was found."""
-    found = self_test(options.model, threads=options.threads or 0, provider=options.provider)
+    found = self_test(options.model, threads=options.threads, provider=options.provider)
     if options.json:
         print(json.dumps(found, indent=2))
         return
     print(
         f"ok: {found['files']} files as exported; logits of {found['images']} images differ by {found['error']:.1e} of the "
         f"largest (limit {found['tolerance']:.1e}); {found['latency_ms']:.3f} ms an image "
-        f"(median, batch 1, {found['threads']} threads, {found['provider']})"
+        f"(median, batch 1, {found['threads']} thread{'s' * (found['threads'] > 1)}, {found['provider']})"
     )
 
 
@@ -594,7 +593,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     style.add_argument("--json", action="store_true", help="print JSON")
     style.add_argument("--csv", action="store_true", help="print CSV")
     parser.add_argument("--batch", type=int, help="images that the network gets at once (16)")
-    parser.add_argument("--threads", type=int, help="threads of ONNX Runtime, and for decoding (all cores)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of ONNX Runtime, and for decoding (%(default)s)")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of ONNX Runtime (%(default)s)")
     parser.add_argument("--model", help="another bundle's folder, or an .onnx file in it")
     parser.add_argument("--no-check", action="store_true", help="do not compare files with SHA256SUMS (slow devices, big models)")

@@ -324,7 +324,7 @@ def test_table_is_for_people(exported, photos, capsys):
     assert len({len(row) for row in [header, *rows]}) == 1
     assert 0 < float(rows[0].split()[-1]) < 1
     assert err.startswith("3 images in ")
-    assert "(batches of 2, 1 threads, CPUExecutionProvider)" in err
+    assert "(batches of 2, 1 thread, CPUExecutionProvider)" in err
 
 
 def test_csv_and_json_say_the_same(exported, photos, capsys):
@@ -575,12 +575,18 @@ def test_golden_file_that_unpacks_without_end_is_refused(bundle, capsys, monkeyp
 
 
 def test_weights_outside_the_file_are_not_read(bundle, photos, capsys, monkeypatch):
-    onnx.save(
-        onnx.load(bundle / "model.onnx"), bundle / "outside.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
-    )
+    monkeypatch.chdir(bundle)  # where ONNX Runtime would look for them
+    outside = onnx.load("model.onnx")
+    onnx.save(outside, "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     sign(bundle)
-    monkeypatch.chdir(bundle)
-    fails(capsys, "--model", "outside.onnx", photos)
+    assert "model.onnx: keeps tensors in another file" in fails(capsys, "--model", bundle, photos)
+    content = (bundle / "model.onnx").read_bytes()
+    for longer in (
+        b"\n\x88\x00location",
+        b"\n\x88\x80\x80\x00location",
+        b"\x8a\x80\x00\x08location",
+    ):  # other forms of these lengths
+        assert runner.OUTSIDE.search(content.replace(b"\n\x08location", longer))
 
 
 def test_what_cannot_be_run_is_one_line(exported, photos, tmp_path, capsys):
