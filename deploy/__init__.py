@@ -7,7 +7,8 @@ from ofa.lazy import lazy_exports
 if TYPE_CHECKING:
     from deploy.bench import BenchRow, bench_models
     from deploy.device import DeviceSpec, get_device, list_devices
-    from deploy.export import ExportedModel, export_subnet
+    from deploy.export import export_searches, export_subnet
+    from deploy.pack import ExportedModel
     from deploy.verify import Verification, verify_model
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ExportedModel",
     "Verification",
     "bench_models",
+    "export_searches",
     "export_subnet",
     "get_device",
     "list_devices",
@@ -27,7 +29,8 @@ __getattr__ = lazy_exports(
     {
         **dict.fromkeys(("BenchRow", "bench_models"), "deploy.bench"),
         **dict.fromkeys(("DeviceSpec", "get_device", "list_devices"), "deploy.device"),
-        **dict.fromkeys(("ExportedModel", "export_subnet"), "deploy.export"),
+        **dict.fromkeys(("export_searches", "export_subnet"), "deploy.export"),
+        "ExportedModel": "deploy.pack",
         **dict.fromkeys(("Verification", "verify_model"), "deploy.verify"),
     },
 )

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ofa.cli_support import command, print_json
+from ofa.errors import OfaError
+
+if TYPE_CHECKING:
+    from deploy.verify import Verification
 
 
 class Format(str, Enum):
@@ -22,67 +26,152 @@ class Format(str, Enum):
 
 @command
 def export(
-    source: Annotated[Path, typer.Argument(help="A search's best/ folder, or an arch.json.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A search's best/ folder, an arch.json, or a run: then whatever its searches found, each to a folder."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     run: Annotated[Path | None, typer.Option(help="Run that holds the weights; default: the one that SOURCE lies in.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 (half the file), int8 (a quarter) or a16w8 (for accelerators that have it).")
+    ] = "fp32",
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator set, 13 or later; default: 17, which ONNX Runtime reads since 1.12.")
+    ] = None,
+    finetune: Annotated[
+        int, typer.Option(help="int8, a16w8: epochs of training with weights and activations rounded as they will be.", min=0)
+    ] = 0,
+    max_drop: Annotated[
+        str, typer.Option(help="int8, a16w8: top-1 that may be lost; while more is, the layers that cost most stay in float.")
+    ] = "0.5%",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='int8, a16w8: another precision for some layers, e.g. "*.depthwise=a16w8" or "final=fp32"; repeatable.'
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="What to time the file on, besides where it is limited; default ort_cpu_1t. Repeatable."),
+    ] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove/--no-prove", help="Whether to time and verify the file: bench.json, verify.json.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> Path | None:
-    """Write a found network as one ONNX file.
+    """Write a found network as one ONNX file, with the proof beside it.
 
-    Extracted from the supernet, BatchNorm calibrated and folded, checked against PyTorch.
-    Example: ofa export runs/x/search/best -o out/
+    Extracted from the supernet, BatchNorm calibrated and folded, checked against PyTorch, rounded where that is asked for; then
+    timed, and its accuracy measured on test images. The folder is all that a device needs: copy it there and run
+    `python run.py --self-test`.
+
+    Example: ofa export runs/x/search/best -o out/int8 --precision int8
     """
-    from deploy.export import export_subnet
+    from deploy.bench_table import notes
+    from deploy.export import export_searches, export_subnet
+    from deploy.prove import prove as measure
     from ofa.progress import say
 
-    model = export_subnet(source, out, run=run)
-    say(
-        f"{model.path}: {model.size_bytes / 2**20:.2f} MiB, input {model.resolution} px, "
-        f"differs from PyTorch by {model.parity_error:.1e} of the largest logit"
-    )
-    if json:
-        print_json(
-            {"path": str(model.path), "sha256": model.sha256, "size_bytes": model.size_bytes, "parity_error": model.parity_error}
+    how = {
+        "precision": precision,
+        "opset": opset,
+        "layers": dict(_layer(text) for text in layer or []),
+        "max_drop": _share("--max-drop", max_drop),
+        "finetune_epochs": finetune,
+    }
+    if (source / "run.json").exists():
+        if run is not None:
+            raise OfaError(f"--run {run}: {source} is a run itself; leave it out")
+        models = export_searches(source, out, **how)  # type: ignore[arg-type]
+    else:
+        models = [export_subnet(source, out, run=run, **how)]  # type: ignore[arg-type]
+    results = []
+    for model in models:
+        say(
+            f"{model.path}: {model.size_bytes / 2**20:.2f} MiB, {model.precision}, input {model.resolution} px, "
+            f"differs from PyTorch by {model.parity_error:.1e} of the largest logit"
         )
-    return model.run
+        result = {
+            "path": str(model.path),
+            "sha256": model.sha256,
+            "size_bytes": model.size_bytes,
+            "precision": model.precision,
+            "parity_error": model.parity_error,
+            "quantisation": model.quantisation,
+        }
+        if prove:
+            rows, found = measure(model.path, devices=device or ())
+            _say_checks(found)
+            for line in notes(rows):
+                say(line)
+            result |= {"ok": found.ok, "top1": found.top1, "checks": [asdict(check) for check in found.checks]}
+        results.append(result)
+    if json:
+        print_json({"models": results})
+    return models[0].run
 
 
 @command
 def verify(
-    model: Annotated[Path, typer.Argument(help="An exported model.onnx.")],
+    model: Annotated[Path, typer.Argument(help="An exported folder, or the model.onnx in it.")],
     data: Annotated[str | None, typer.Option(help="Images to classify; default: the test images of the run's data.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(
-            help='What must hold, e.g. "latency@ort_cpu_1t <= 3ms" or "top1 >= 0.9"; default: the limits of its search.'
-        ),
+        typer.Option(help='What must hold, e.g. "latency <= 3ms" or "accuracy >= 0.9"; default: the limits of its search.'),
     ] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Further devices to time it on.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="What to time it on, besides where it is limited. Repeatable.")] = None,
     seconds: Annotated[float, typer.Option(help="How long to time it on each device.", min=0.1)] = 3.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> Path | None:
     """Prove an exported file; exit 4 if it breaks a limit.
 
     Is it whole, equal to PyTorch, how accurate on test images, how fast against its limits.
-    Example: ofa verify out/model.onnx --where "latency@ort_cpu_1t <= 3ms" --where "top1 >= 0.9"
+    Example: ofa verify out/ --device ort_cpu_1t --where "latency <= 3ms" --where "accuracy >= 0.9"
     """
     from deploy.verify import verify_model
-    from ofa.progress import say
 
     found = verify_model(model, data=data, limits=where, devices=device or (), seconds=seconds)
-    for check in found.checks:
-        say(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+    _say_checks(found)
     if json:
         print_json(
             {
                 "ok": found.ok,
                 "top1": found.top1,
+                "fp32": None if found.fp32 is None else asdict(found.fp32),
                 "checks": [asdict(c) for c in found.checks],
                 "latency": {d: asdict(v) for d, v in found.latency.items()},
             }
         )
     found.raise_if_failed()
     return None
+
+
+def _say_checks(found: Verification) -> None:
+    from ofa.progress import say
+
+    for check in found.checks:
+        say(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+
+
+def _layer(text: str) -> tuple[str, str]:
+    pattern, equals, precision = text.rpartition("=")
+    if not (pattern and equals and precision):
+        raise OfaError(f'--layer {text!r}: expected PATTERN=PRECISION, such as "*.depthwise=a16w8"')
+    return pattern, precision
+
+
+def _share(option: str, text: str) -> float:
+    """Read a share such as 0.5% or 0.005."""
+    number = text.removesuffix("%")
+    try:
+        share = float(number) / (100 if number != text else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise OfaError(f"{option} {text!r}: expected a share, such as 0.5% or 0.005")
+    return share
 
 
 @command
@@ -117,7 +206,6 @@ def bench(
     from deploy.bench import bench_models
     from deploy.bench_table import show_table, to_csv, to_json
     from ofa.artefacts import write_bytes, write_json
-    from ofa.errors import OfaError
     from ofa.progress import say
 
     if json and format is Format.csv:

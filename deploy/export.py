@@ -1,171 +1,157 @@
-"""Export: from an architecture of a trained run to a folder with one ONNX file that needs nothing else.
+"""Export: from an architecture of a trained run to a bundle, one ONNX file that needs nothing else and the proof of it.
 
-model.onnx          the network, BatchNorm folded, dynamic batch, facts in its metadata
-model.json          what it is, where it came from, what it must keep (limits), SHA-256 of the file
-model.safetensors   the same network's PyTorch weights, for the parity check and for further training
-arch.json           the architecture
-MODEL_CARD.md       the same facts for people
+Networks of our spaces are written by the block emitter; deploy/export_module.py is the door for any other PyTorch module. Both
+end in deploy/pack.py.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import torch
-from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import nn
 
+from deploy.comparison import compare
 from deploy.device import get_device
-from deploy.emit import OPSET, emit
-from deploy.runtimes import Session, open_session
-from ofa.artefacts import ArtefactError, read_json, sha256_of, write_bytes, write_json
-from ofa.block_spec import BlockSpec
-from ofa.blocks import ConvBN
-from ofa.errors import OfaError
-from ofa.run_dir import Run, host_facts, versions
+from deploy.emit import emit
+from deploy.fold import fold, unfold
+from deploy.pack import GOLDEN_IMAGES, ExportedModel, Source, metadata, pack, preprocessing
+from deploy.parity import REFERENCE_DEVICE
+from deploy.rounding import MAX_DROP, Format, TrainedRun, describe, round_network
+from deploy.runtimes import open_session
+from ofa.artefacts import ArtefactError, format_json, read_json
+from ofa.progress import say
+from ofa.run_dir import Run
 from ofa.space import ARCH_SCHEMA, ArchConfig
 from ofa.training.calibration import calibrate
 from ofa.training.data import calibration_batches
 
-MODEL_SCHEMA = "ofa.model/1"
 CANDIDATE_SCHEMA = "ofa.candidate/1"
-PARITY_TOLERANCE = 1e-4  # of the largest |logit|: float32 sums in another order differ by 1e-6 to 1e-5 of it
-REFERENCE_DEVICE = "ort_cpu_1t"  # where parity is checked
 
 
-class ParityError(OfaError):
-    """The exported file does not compute what the PyTorch network computes."""
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """A file that ships."""
-
-    path: Path
-    arch: ArchConfig
-    resolution: int
-    sha256: str
-    size_bytes: int
-    parity_error: float  # largest |difference| from PyTorch over largest |logit|
-    run: Path  # whose weights it holds
-
-
-def export_subnet(source: Path | str, out: Path | str, *, run: Path | str | None = None) -> ExportedModel:
+def export_subnet(
+    source: Path | str,
+    out: Path | str,
+    *,
+    run: Path | str | None = None,
+    precision: str = "fp32",
+    opset: int | None = None,
+    layers: Mapping[str, str] | None = None,
+    max_drop: float = MAX_DROP,
+    finetune_epochs: int = 0,
+) -> ExportedModel:
     """Extract an architecture from its trained supernet, calibrate BatchNorm, write the ONNX file and check it.
 
     Args:
         source: a search's best/ folder, or an arch.json.
         out: folder to write.
         run: the run that holds the weights; None = the run directory that `source` lies in.
+        precision: fp32, fp16, int8 or a16w8 (deploy.precision).
+        opset: None = 17, or 21 where the precision needs it.
+        layers: pattern of layers' names, such as "*.depthwise" -> precision; "fp32" leaves them in float.
+        max_drop: top-1 on validation images that rounding may cost; while it costs more, layers are left in float.
+        finetune_epochs: epochs of training with the weights and activations rounded as they will be.
     Raises:
         OfaError: if the architecture or the run cannot be read, or do not fit each other.
         ParityError: if ONNX Runtime and PyTorch disagree; nothing is written then.
     """
-    source, out = Path(source), Path(out)
-    arch_path = source / "arch.json" if source.is_dir() else source
-    trained = Run(run if run is not None else _enclosing_run(arch_path))
-    arch = trained.space.from_json(read_json(arch_path, schema=ARCH_SCHEMA))
-    candidate = _candidate(arch_path.parent / "candidate.json", trained, arch)
-
-    supernet = trained.load_supernet()
-    train, _ = trained.load_train_and_validation()
-    resolution = trained.space.resolution(arch)
-    net = supernet.extract(arch)
-    calibrate(net, calibration_batches(train, trained.preprocess, resolution))
-
-    facts: dict[str, Any] = {
-        "space": trained.space.name,
-        "arch": trained.space.to_json(arch)["values"],
-        "classes": list(trained.data.classes),
-        "preprocess": {
-            "layout": "NCHW",
-            "channels": "RGB",
-            "resolution": resolution,
-            "crop": "centre square",
-            "stored_size": trained.data.image_size,
-            "resize": "to stored_size, then to resolution; bilinear, antialiased",
-            "scale": 1 / 255,
-            "mean": list(trained.data.mean),
-            "std": list(trained.data.std),
-        },
-        "weights_sha256": trained.weights_sha256,
-        "versions": versions(),
-    }
-    blocks = trained.space.blocks(arch)
-    content = emit(blocks, fold(net), metadata={f"ofa.{k}": json.dumps(v, sort_keys=True) for k, v in facts.items()})
-    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
-    error = parity_error(net, open_session(content, get_device(REFERENCE_DEVICE)), resolution)
-    if not error <= PARITY_TOLERANCE:
-        raise ParityError(
-            f"ONNX Runtime differs from PyTorch by {error:.1e} of the largest logit, "
-            f"expected at most {PARITY_TOLERANCE:.0e}; nothing was written"
-        )
-
-    write_bytes(out / "model.onnx", content)
-    write_bytes(out / "model.safetensors", save(dict(net.state_dict())))
-    write_json(out / "arch.json", trained.space.to_json(arch))
-    digest = sha256_of(out / "model.onnx")
-    record: dict[str, Any] = {
-        "schema": MODEL_SCHEMA,
-        "sha256": digest,
-        "size_bytes": len(content),
-        **facts,
-        "data": trained.data.source,
-        "run": str(trained.path.resolve().name),
-        "parity_error": error,
-        "opset": OPSET,
-        "ir_version": 8,
-        "host": host_facts(),
-        **candidate,
-    }
-    write_json(out / "model.json", record)
-    write_bytes(out / "MODEL_CARD.md", _card(record, blocks).encode())
-    trained.note_export(out)
-    return ExportedModel(out / "model.onnx", arch, resolution, digest, len(content), error, trained.path)
+    arch_path = Path(source) / "arch.json" if Path(source).is_dir() else Path(source)
+    how = Format(precision, opset, layers, max_drop, finetune_epochs)
+    weights = TrainedRun(Run(run if run is not None else _enclosing_run(arch_path)))
+    return _export(weights, arch_path, Path(out), how)
 
 
-def fold(net: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """Return a network's weights by the emitter's names, every BatchNorm folded into the convolution before it.
+def export_searches(
+    run: Path | str,
+    out: Path | str,
+    *,
+    precision: str = "fp32",
+    opset: int | None = None,
+    layers: Mapping[str, str] | None = None,
+    max_drop: float = MAX_DROP,
+    finetune_epochs: int = 0,
+) -> list[ExportedModel]:
+    """Export what every search of a run found, each to a folder of its name in `out`; arguments as of `export_subnet`.
 
-    In float64, so that the only error left is the final rounding.
+    Raises:
+        OfaError: if the run holds no search, or as `export_subnet`.
     """
-    weights: dict[str, torch.Tensor] = {}
-    folded = {module.conv for module in net.modules() if isinstance(module, ConvBN)}
-    for name, module in net.named_modules():
-        if isinstance(module, ConvBN):
-            norm = module.bn
-            mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
-            scale = norm.weight.double() / (var + norm.eps).sqrt()
-            weights[f"{name}.weight"] = module.conv.weight.double() * scale.view(-1, 1, 1, 1)
-            weights[f"{name}.bias"] = norm.bias.double() - mean * scale
-        elif isinstance(module, nn.Conv2d) and module not in folded:
-            weights[f"{name}.weight"] = module.weight
-            if module.bias is not None:
-                weights[f"{name}.bias"] = module.bias
-        elif isinstance(module, nn.Linear):
-            block = name.removesuffix(".linear")
-            weights[f"{block}.weight"] = module.weight
-            if module.bias is not None:
-                weights[f"{block}.bias"] = module.bias
-    return {name: tensor.detach().float().numpy() for name, tensor in weights.items()}
+    how = Format(precision, opset, layers, max_drop, finetune_epochs)
+    weights = TrainedRun(Run(run))
+    found = sorted(weights.run.path.glob("search/*/best/arch.json"))
+    if not found:
+        raise ArtefactError(f"{run}: holds no finished search; run: ofa search {run}")
+    exported = []
+    for number, path in enumerate(found, 1):
+        name = path.parent.parent.name
+        say(f"{number}/{len(found)} {name}")
+        exported.append(_export(weights, path, Path(out) / name, how))
+    return exported
 
 
-@torch.no_grad()
-def parity_error(net: nn.Module, session: Session, resolution: int) -> float:
-    """Return the largest |difference| of logits over the largest |logit|, for batches of 1, 3 and 8 random images."""
-    worst = 0.0
-    for batch in (1, 3, 8):
-        images = np.random.default_rng(batch).standard_normal((batch, 3, resolution, resolution), dtype=np.float32)
-        expected = net(torch.from_numpy(images)).numpy()
-        worst = max(worst, float(np.abs(session.run(images) - expected).max() / np.abs(expected).max()))
-    return worst
+def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> ExportedModel:
+    run = trained.run
+    arch = run.space.from_json(read_json(arch_path, schema=ARCH_SCHEMA))
+    resolution, blocks = run.space.resolution(arch), run.space.blocks(arch)
+    net = trained.supernet.extract(arch)
+    calibrate(net, calibration_batches(trained.train, run.preprocess, resolution))
+    weights = fold(net)
+    rounded = round_network(trained, blocks, weights, resolution, how)
+    if rounded.weights is not weights:
+        unfold(net, rounded.weights)
+
+    source = _source(trained, arch, net, out, _candidate(arch_path.parent / "candidate.json", run, arch))
+    content = emit(
+        blocks,
+        rounded.weights,
+        precision=how.precision,
+        scales=rounded.scales,
+        layers=rounded.layers,
+        opset=how.opset,
+        metadata=metadata(source, how.precision),
+    )
+    reference, quantisation = content, None
+    if how.precision != "fp32":
+        reference, original = (emit(blocks, each) for each in (rounded.weights, weights))
+        ours, theirs = (open_session(each, get_device(REFERENCE_DEVICE)) for each in (content, original))
+        cost = compare(ours, theirs, trained.judged, run.preprocess, resolution)
+        say(describe(how.precision, cost, rounded.layers))
+        quantisation = {**asdict(cost), **rounded.record}
+        source.record["top1_validation"] = cost.top1
+    model = pack(
+        out,
+        content,
+        source,
+        reference=reference,
+        precision=how.precision,
+        layers=rounded.layers,
+        quantisation=quantisation,
+        files={"arch.json": format_json(run.space.to_json(arch))},
+    )
+    run.note_export(out)
+    return model
+
+
+def _source(trained: TrainedRun, arch: ArchConfig, net: nn.Module, out: Path, known: dict[str, Any]) -> Source:
+    """Describe a network of a run."""
+    run = trained.run
+    examples = trained.validation.images[:GOLDEN_IMAGES].permute(0, 2, 3, 1).contiguous().numpy()
+    return Source(
+        net=net,
+        preprocess=preprocessing(run.space.resolution(arch), run.data.image_size, run.preprocess),
+        examples=examples,
+        facts={
+            "space": run.space.name,
+            "arch": run.space.to_json(arch)["values"],
+            "classes": list(run.data.classes),
+            "weights_sha256": run.weights_sha256,
+        },
+        record={"name": out.resolve().name, "data": run.data.source, "run": run.path.resolve().name, **known},
+        arch=arch,
+        run=run.path,
+    )
 
 
 def _enclosing_run(path: Path) -> Path:
@@ -184,32 +170,6 @@ def _candidate(path: Path, run: Run, arch: ArchConfig) -> dict[str, Any]:
     candidate = read_json(path, schema=CANDIDATE_SCHEMA)
     if candidate.get("arch") != run.space.to_json(arch)["values"]:
         return {}
-    names = ["limits", "predicted", "devices"]
+    names = ["limits", "predicted", "devices", "anchors"]
     names += ["top1_validation"] if candidate.get("weights_sha256") == run.weights_sha256 else []
     return {name: candidate[name] for name in names if name in candidate}
-
-
-def _card(record: Mapping[str, Any], blocks: Mapping[str, BlockSpec]) -> str:
-    pre = record["preprocess"]
-    lines = [
-        "# model.onnx",
-        "",
-        f"Image classifier, {len(record['classes'])} classes, found in the space `{record['space']}`. "
-        f"{record['size_bytes'] / 2**20:.2f} MiB, SHA-256 `{record['sha256']}`.",
-        "",
-        f"Input `images`: float32 (batch, 3, {pre['resolution']}, {pre['resolution']}), RGB: the centre square of the image, "
-        f"resized (bilinear, antialiased) to {pre['stored_size']} px, then to {pre['resolution']} px, "
-        f"scaled to [0, 1], minus mean {pre['mean']}, divided by std {pre['std']}. "
-        f"Output `logits`: (batch, {len(record['classes'])}).",
-        "",
-        f"Classes: {', '.join(record['classes'])}",
-        "",
-        *([f"Limits: {'; '.join(record['limits'])}", ""] if record.get("limits") else []),
-        "Check it: `ofa verify model.onnx`",
-        "",
-        "| block | |",
-        "|---|---|",
-        *(f"| {name} | {spec} |" for name, spec in blocks.items()),
-        "",
-    ]
-    return "\n".join(lines)

@@ -27,7 +27,7 @@ UNITS: dict[str, dict[str, float]] = {
     "energy": _ENERGIES,  # millijoules
 }
 ON_DEVICE = ("latency", "energy")  # what only a device has
-PRECISIONS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a number; what memory and size depend on
+PRECISIONS = {"fp32": 4, "fp16": 2, "int8": 1, "a16w8": 2}  # bytes of an activation; what memory and size depend on
 EXAMPLES = "latency@ort_cpu_1t <= 3ms, params <= 1.5M, macs <= 300M, memory <= 4MiB, size@int8 <= 2MB, top1 >= 0.97"
 SYNONYMS = {"accuracy": "top1"}
 _GRAMMAR = re.compile(r"\s*([a-z0-9_]+)(?:@(\w[\w.-]*))?\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*")
@@ -61,11 +61,12 @@ class Limit:
         return f"{self.key} {relation} {format_value(self.quantity, self.bound, digits=10)}"
 
 
-def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None) -> Limit:
+def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None, device: str | None = None) -> Limit:
     """Read a limit.
 
     Args:
         largest: tells what the largest network of a space costs, by a limit on that cost; without it, percentages are refused.
+        device: of a latency or energy that names none; without it, these are refused.
 
     Raises:
         LimitError: saying which part is wrong and what is legal.
@@ -80,13 +81,13 @@ def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None) -
     wanted = ">=" if quantity == "top1" else "<="
     if relation != wanted:
         raise LimitError(f"limit {text!r}: {quantity} takes {wanted}")
-    device = precision = None
+    default, device, precision = device, None, None
     if quantity in ("memory", "size"):
         precision = where or "fp32"
         if precision not in PRECISIONS:
             raise LimitError(f"limit {text!r}: unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     else:
-        device = where
+        device = where or (default if quantity in ON_DEVICE else None)
         if (quantity in ON_DEVICE) != (device is not None):
             problem = f"needs a device, e.g. {quantity}@ort_cpu_1t" if device is None else f"takes no device, write {quantity}"
             raise LimitError(f"limit {text!r}: {quantity} {problem}")

@@ -44,11 +44,6 @@ def run_demo(out: Path, *, epochs: int = 20, evals: int = 60) -> dict[str, Verif
         search_run(run, [limit], tag=tag, evals=evals)
         model = export_subnet(run.path / "search" / tag / "best", run.path / "export" / tag)
         verified[tag] = verify_model(model.path)
-        missed = [check for check in verified[tag].checks if not check.ok]
-        if missed and all(check.name.startswith("latency@") for check in missed):
-            # a shared machine may run at half its speed for a minute; a second look tells that from a broken promise
-            say(f"    {missed[0].name}: {missed[0].detail}; once more, in case other work slowed the machine down")
-            verified[tag] = verify_model(model.path)
         for check in verified[tag].checks:
             say(f"    {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
     say("5/6 the two files, side by side")

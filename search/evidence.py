@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.export import MODEL_SCHEMA
+from deploy.bundle import MODEL_SCHEMA
+from deploy.checks import Check
 from deploy.limits import Limit, parse_limit
 from deploy.timing import Latency
-from deploy.verify import REPORT_SCHEMA, Check
+from deploy.verify import REPORT_SCHEMA
 from ofa.artefacts import ArtefactError, read_json, sha256_of
 from ofa.errors import OfaError
 from ofa.run_dir import Run
@@ -21,7 +22,7 @@ from ofa.space import ArchConfig
 
 @dataclass(frozen=True)
 class Proof:
-    """A verification.json."""
+    """A verify.json."""
 
     sha256: str
     limits: tuple[Limit, ...]
@@ -88,7 +89,7 @@ def numbers(value: Mapping[str, object]) -> dict[str, float]:
 
 
 def _exported(run: Run, folder: Path) -> Network:
-    proof_path, model = folder / "verification.json", folder / "model.onnx"
+    proof_path, model = folder / "verify.json", folder / "model.onnx"
     record = read_json(folder / "model.json", schema=MODEL_SCHEMA)
     proof = _proof(proof_path) if proof_path.exists() else None
     digest = sha256_of(model) if model.exists() else ""

@@ -68,6 +68,8 @@ def make_result(run: Run, outcome: Outcome, path: Path) -> SearchResult | Infeas
         believed = (1 - weight) * top1 + weight * outcome.predictor.predict(population)
     best = front[problem.values(population[front], believed[front])[:, 0].argmin()]
     predictor = outcome.predictor
+    models = problem.constraints.costs.values()
+    tables = [model for model in models if isinstance(model, LatencyTable) and is_of_this_machine(model)]
     return SearchResult(
         path=path,
         best=candidates[best],
@@ -78,11 +80,8 @@ def make_result(run: Run, outcome: Outcome, path: Path) -> SearchResult | Infeas
         predictor=None if predictor is None else _predictor_facts(predictor),
         new_evaluations=outcome.evaluations,
         weights_sha256=run.weights_sha256 if outcome.accuracy == "supernet" else None,
-        devices={
-            model.device: model.provenance["device"]
-            for model in problem.constraints.costs.values()
-            if isinstance(model, LatencyTable) and is_of_this_machine(model)
-        },
+        devices={table.device: table.provenance["device"] for table in tables},
+        anchors={table.device: found for table in tables if (found := _anchor(table, candidates[best]))},
         objectives=(_reward_text(problem),) if problem.reward else tuple(map(str, problem.objectives)),
         strategy=outcome.strategy,
         accuracy=outcome.accuracy,
@@ -90,6 +89,14 @@ def make_result(run: Run, outcome: Outcome, path: Path) -> SearchResult | Infeas
         ranges=tuple({**asdict(found), "limit": str(found.limit)} for found in problem.constraints.ranges),
         history=tuple(_history(problem, trials)),
     )
+
+
+def _anchor(table: LatencyTable, best: Candidate) -> dict[str, Any] | None:
+    """Return the network of a table that was measured to take about as long as the best: what slows one down slows the other."""
+    known = table.provenance.get("networks") or []
+    near = best.costs.get(f"latency@{table.device}", 0.0)
+    found = min(known, key=lambda network: abs(float(network["measured_ms"]) - near), default=None)
+    return None if found is None else {"arch": found["arch"], "latency_ms": float(found["measured_ms"])}
 
 
 def _reward_text(problem: Problem) -> str:

@@ -276,7 +276,7 @@ def _files(run: Run, searches: Iterable[Search], networks: Iterable[Network]) ->
     """Files that the report rests on."""
     weights = [checkpoint.path / "model.safetensors" for checkpoint in list_checkpoints(run.supernet_dir)[-1:]]
     tables = sorted((run.path / "latency").glob("*.json"))
-    models = [n.path / name for n in networks for name in ("model.onnx", "model.json", "verification.json")]
+    models = [n.path / name for n in networks for name in ("model.onnx", "model.json", "verify.json")]
     return [path for path in [*weights, *tables, *(s.path for s in searches), *models] if path.exists()]
 
 

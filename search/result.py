@@ -46,6 +46,7 @@ class SearchResult:
     new_evaluations: int
     weights_sha256: str | None  # that the accuracies belong to; None = they came from elsewhere
     devices: dict[str, Any]  # name -> DeviceSpec fields, of the limits: they need not be ones that ship
+    anchors: dict[str, Any]  # name -> arch and latency_ms of a network of the device's table, to tell its speed later
     objectives: tuple[str, ...] = ("max top1",)  # e.g. ("max top1", "min latency@pi4")
     strategy: str = "evolution"
     accuracy: str = "supernet"  # what told the accuracy: "supernet", "table acc.csv", ...
@@ -100,6 +101,7 @@ class SearchResult:
                 "predicted": self.best.costs,
                 **({"top1_validation": self.best.top1} if self.accuracy == "supernet" else {}),
                 "devices": self.devices,
+                "anchors": self.anchors,
             },
             sealed=True,
         )

@@ -37,7 +37,7 @@ def test_demo_keeps_its_promise(cli, tmp_path):
     out = tmp_path / "demo"
     process = cli("demo", "--out", out, timeout=600)
     assert "Traceback" not in process.stderr
-    proofs = {tag: json.loads((out / "export" / tag / "verification.json").read_text()) for tag in ("fast", "accurate")}
+    proofs = {tag: json.loads((out / "export" / tag / "verify.json").read_text()) for tag in ("fast", "accurate")}
     for proof in proofs.values():
         failed = [check["name"] for check in proof["checks"] if not check["ok"]]
         assert failed in ([], ["latency@ort_cpu_1t"]), process.stderr

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.device import get_device
 from deploy.emit import emit, input_shape, layer_names
-from deploy.export import fold, parity_error
+from deploy.fold import fold
+from deploy.parity import parity_error
 from deploy.runtimes import open_session
 from ofa.block_spec import BlockSpec
 from ofa.blocks import ACTIVATIONS, build_chain

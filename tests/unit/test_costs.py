@@ -14,7 +14,7 @@ from onnx import shape_inference
 from scipy.stats import spearmanr
 
 from deploy.emit import emit
-from deploy.export import fold
+from deploy.fold import fold
 from deploy.footprint import PEAKS, block_file_bytes, block_peak, frame_file_bytes
 from latency.cost import CHUNK, CountCost, MemoryCost, SizeCost, additive
 from ofa.block_spec import BlockSpec

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.emit import emit
-from deploy.export import fold
+from deploy.fold import fold
 from deploy.limits import PRECISIONS, UNITS, LimitError, format_value, parse_limit
 from deploy.verify import _footprint
 from latency.cost import MemoryCost, SizeCost

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.export import MODEL_SCHEMA
+from deploy.bundle import MODEL_SCHEMA
 from deploy.limits import parse_limit
 from deploy.verify import REPORT_SCHEMA
 from latency.calibration import Calibration, FitError
@@ -191,7 +191,7 @@ def add_export(run: Run, found: SearchResult, folder: Path, *, ok: bool | None =
         "latency": {DEVICE: latency},
     }
     write_json(
-        folder / "verification.json",
+        folder / "verify.json",
         {"schema": REPORT_SCHEMA, **proof, "limits": list(found.limits), "checks": checks, "host": HOST},
     )
 
@@ -958,7 +958,7 @@ def test_report_counts_a_network_once_across_searches(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["search/small/front.json", "export/small/model.json", "export/small/verification.json", f"latency/{DEVICE}.json"]
+    "name", ["search/small/front.json", "export/small/model.json", "export/small/verify.json", f"latency/{DEVICE}.json"]
 )
 @pytest.mark.parametrize("damage", ["cut", "emptied"])
 def test_report_refuses_damaged_files_and_keeps_the_old_report(run: Run, name: str, damage: str) -> None:

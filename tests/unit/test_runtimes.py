@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from deploy.device import DeviceError, DeviceSpec, get_device, list_devices, make_device
 from deploy.emit import emit, input_shape
-from deploy.export import fold
+from deploy.fold import fold
 from deploy.runtimes import ModelError, list_runtimes, open_session, runtime_version
 from deploy.runtimes.onnxruntime import session_options
 from deploy.timing import clock_of, visit

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from deploy.emit import emit
-from deploy.export import fold
+from deploy.fold import fold
 from ofa.artefacts import read_jsonl
 from ofa.counts import macs as count_macs
 from ofa.errors import OfaError
