@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from deploy.memory import PeakMemory, available_bytes, measure_peak
 from deploy.model_file import ModelFile, open_model_file
 from deploy.runtimes import Session, open_session
 from deploy.timing import Call, clock_of, median_interval, visit
-from ofa.artefacts import ArtefactError
+from ofa.artefacts import ArtefactError, format_json
 from ofa.errors import OfaError
 from ofa.progress import progress, say
 from ofa.run_dir import host_facts
@@ -228,6 +227,6 @@ def _write(file: ModelFile, first: ModelFile, rows: Sequence[BenchRow]) -> None:
         "rows": [{**asdict(row), "file": "model.onnx"} for row in rows],
     }
     try:
-        file.bundle.add({"bench.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()})
+        file.bundle.add({"bench.json": format_json(record)})
     except (OSError, ArtefactError) as error:
         say(f"warning: {file.bundle.path / 'bench.json'} was not written ({error})")

@@ -72,10 +72,10 @@ def notes(rows: Sequence[BenchRow]) -> list[str]:
         lines.append("Memory marked - could not be measured on this system.")
     if any(row.memory_source == "ru_maxrss" for row in able):
         lines.append("Memory is the growth of the process's highest peak so far (ru_maxrss): at least what a file took.")
-    unable: dict[tuple[str, str, str], list[str]] = {}
+    unable: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
         if row.error is not None:
-            unable.setdefault((row.file, row.device, row.error), []).append(str(row.batch_size))
+            unable.setdefault((row.file, row.device, row.error), {})[str(row.batch_size)] = None  # a file may be named twice
     lines += [f"{file} on {device} at batch {', '.join(sizes)}: {why}" for (file, device, why), sizes in unable.items()]
     lower = [row for row in able if row.precision != "fp32" and row.fp32_ratio is not None]
     several = len({row.file for row in lower}) > 1

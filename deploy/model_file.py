@@ -68,7 +68,7 @@ def open_model_file(path: Path | str) -> ModelFile:
         content = bundle.read("model.onnx")
     require_self_contained(content, path)  # before a runtime follows any reference
     model = onnx.load_from_string(content)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {str(entry.key): str(entry.value) for entry in model.metadata_props}  # damaged text comes as bytes
     dims = _input_dims(model.graph, path)
     arch, space = metadata.get("ofa.arch", "null"), metadata.get("ofa.space", "")
     name = path.resolve().parent.name if path.name == "model.onnx" else path.resolve().stem
@@ -90,8 +90,9 @@ def _input_dims(graph: onnx.GraphProto, path: Path) -> tuple[int | None, ...]:
         raise ArtefactError(f"{path}: takes {len(inputs)} inputs, expected one, a batch of images")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT:
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise ArtefactError(f"{path}: takes {kind} numbers, expected float32 (TensorProto.FLOAT) as runtimes are fed here")
+        kinds = {number: name.lower() for name, number in TensorProto.DataType.items()}
+        found = kinds.get(tensor.elem_type, f"type {tensor.elem_type}")
+        raise ArtefactError(f"{path}: takes {found} numbers, expected float32 (TensorProto.FLOAT) as runtimes are fed here")
     dims = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)  # some exporters write 0 or -1 for any
     if len(dims) < 2:
         raise ArtefactError(f"{path}: takes an input of {len(dims)} dimensions, expected a batch of images (n, c, h, w)")
@@ -106,10 +107,14 @@ def _precision(told: str, graph: onnx.GraphProto) -> str:
         return name
     tensors = {tensor.name: tensor.data_type for tensor in graph.initializer}
     wide = (TensorProto.UINT16, TensorProto.INT16)
-    zero_points = [tensors.get(node.input[2]) for node in graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
+    zero_points = [tensors.get(node.input[2]) for node in graph.node if _op(node) == "QuantizeLinear" and len(node.input) > 2]
     if any(kind in wide for kind in zero_points):
         return "a16w8"
-    if any(node.op_type.endswith(("QuantizeLinear", "Integer")) or node.op_type.startswith("QLinear") for node in graph.node):
+    if any("QuantizeLinear" in op or op.startswith("QLinear") or op.endswith("Integer") for op in map(_op, graph.node)):
         return "int8"
     inside = [attribute.t.data_type for node in graph.node for attribute in node.attribute]  # of Constant nodes and the like
     return "fp16" if TensorProto.FLOAT16 in (*tensors.values(), *inside) else "fp32"
+
+
+def _op(node: onnx.NodeProto) -> str:
+    return str(node.op_type)  # bytes in a damaged file

@@ -181,10 +181,13 @@ def test_an_unknown_device_and_a_bad_file_are_refused_before_anything_runs(tmp_p
     outside.graph.initializer[0].external_data.add(key="location", value="../../secret")
     two = linear()
     two.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
+    unknown = linear()
+    unknown.graph.input[0].type.tensor_type.elem_type = 99
     bad = {
         r"keeps tensor 'w' outside the file": outside.SerializeToString(),
         r"takes 2 inputs, expected one": two.SerializeToString(),
         r"takes float16 numbers, expected float32": linear(kind=TensorProto.FLOAT16).SerializeToString(),
+        r"takes type 99 numbers": unknown.SerializeToString(),
         r"takes an input of 1 dimensions": linear(("n",)).SerializeToString(),
         r"not an ONNX file": b"\xff garbage",
     }
@@ -394,7 +397,9 @@ def test_where_a_lower_precision_is_not_faster_is_said():
 
 def test_clocks_failures_and_unknown_memory_are_said():
     failed = BenchRow("f.onnx", "d", "fp32", 1, 9, error="no")
-    said = notes([failed, dataclasses.replace(failed, batch_size=8), dataclasses.replace(FP32, clock="cpu", memory_mib=None)])
+    said = notes(
+        [failed, failed, dataclasses.replace(failed, batch_size=8), dataclasses.replace(FP32, clock="cpu", memory_mib=None)]
+    )
     assert said == [
         "Times on d are CPU time of its one thread; images/s are by wall clock.",
         "Memory marked - could not be measured on this system.",
