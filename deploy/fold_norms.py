@@ -31,6 +31,10 @@ def fold_norms(model: onnx.ModelProto) -> None:
     """
     ranks = _ranks(model)
     graph = GraphEdit(model)
+    for node in graph.of_type("MatMul"):  # a linear layer without a bias; Gemm has a place for one
+        weight = graph.constant(node.input[1])
+        if weight is not None and weight.ndim == 2 == ranks.get(node.input[0]):
+            node.op_type = "Gemm"
     for node in graph.of_type("BatchNormalization"):
         scale, shift = _affine(graph, node)
         source, output = node.input[0], node.output[0]
@@ -152,10 +156,8 @@ def _spell_out(graph: GraphEdit, node: onnx.NodeProto, ranks: Mapping[str, int],
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Return the number of dimensions of each tensor where it is known."""
-    if all(node.op_type != "BatchNormalization" for node in model.graph.node):
-        return {}
     graph = onnx.shape_inference.infer_shapes(model).graph
-    shaped = (value for value in (*graph.input, *graph.value_info) if value.type.tensor_type.HasField("shape"))
+    shaped = (value for value in (*graph.input, *graph.value_info, *graph.output) if value.type.tensor_type.HasField("shape"))
     return {value.name: len(value.type.tensor_type.shape.dim) for value in shaped}
 
 
