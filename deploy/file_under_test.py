@@ -33,6 +33,7 @@ from ofa.artefacts import ArtefactError
 from ofa.block_spec import BlockSpec
 from ofa.blocks import build_chain
 from ofa.errors import OfaError
+from ofa.space import SearchSpace
 from ofa.training.calibration import top1
 from ofa.training.data import Images, Preprocessing, load_images
 
@@ -137,7 +138,7 @@ class FileUnderTest:
             value = counts[limit.quantity]
             checks += judge(limit.quantity, format_value(limit.quantity, value), [limit], value)
         for limit in self.of("memory", "size"):
-            value, how = self._footprint(limit)
+            value, how = footprint(limit, self.content, self.record["precision"], self.space, self.blocks)
             checks += judge(limit.key, f"{format_value(limit.quantity, value)} ({how})", [limit], value)
         for limit in self.of("energy", "latency"):
             if reason := self._why_unmeasured(limit):
@@ -175,18 +176,28 @@ class FileUnderTest:
             return f"{limit.device} is of {wanted} files, this one is {self.record['precision']}, so it was not timed"
         return ""
 
-    def _footprint(self, limit: Limit) -> tuple[float, str]:
-        """Return a file's size or its network's peak of activations in bytes, and how it is known."""
-        stored = str(self.record["precision"])
-        precision = limit.precision or stored  # without one, a limit is on the file as it is
-        if limit.quantity == "size" and precision in (stored, "fp32"):
-            return float(len(self.content)), "of this file"
-        if self.space is None:
-            raise OfaError(f"limit {str(limit)!r}: only a file of one of our spaces tells; leave the limit out")
-        if limit.quantity == "size":
-            size = frame_file_bytes(self.space) + sum(block_file_bytes(spec, precision) for spec in self.blocks.values())
-            return float(size), "computed"
-        return float(PRECISIONS[precision] * max(map(block_peak, self.blocks.values()))), "activations of one image, computed"
+
+def footprint(
+    limit: Limit, content: bytes, stored: str, space: SearchSpace | None, blocks: Mapping[str, BlockSpec]
+) -> tuple[float, str]:
+    """Return a file's size or its network's peak of activations in bytes, and how it is known.
+
+    Args:
+        stored: precision of the file, which a limit that names none is about.
+        space: of the network, with its `blocks`; None = it is of no space.
+
+    Raises:
+        OfaError: if nothing tells.
+    """
+    precision = limit.precision if limit.precision not in (None, "fp32") else stored
+    if limit.quantity == "size" and precision == stored:
+        return float(len(content)), "of this file"
+    if space is None:
+        raise OfaError(f"limit {str(limit)!r}: only a file of one of our spaces tells; leave the limit out")
+    if limit.quantity == "size":
+        size = frame_file_bytes(space) + sum(block_file_bytes(spec, precision) for spec in blocks.values())
+        return float(size), "computed"
+    return float(PRECISIONS[precision] * max(map(block_peak, blocks.values()))), "activations of one image, computed"
 
 
 def _rebuild(bundle: Bundle, blocks: Mapping[str, BlockSpec], bn_eps: float) -> nn.Module:

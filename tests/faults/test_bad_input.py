@@ -1,5 +1,6 @@
 """Everything a user can get wrong: one line, the right exit code, nothing lost."""
 
+import hashlib
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import pytest
 from deploy.export import export_subnet
 from deploy.limits import format_value
 from deploy.verify import verify_model
-from ofa.artefacts import ArtefactError, read_json, sha256_of, write_bytes, write_json
+from ofa.artefacts import ArtefactError, read_json, write_bytes, write_json
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.space import ARCH_SCHEMA
@@ -136,6 +137,15 @@ def test_fewer_than_two_classes_and_unreadable_images(cli, image_folder, tmp_pat
 # -- damaged and foreign files --------------------------------------------------------------------------------------
 
 
+def sign(folder, files):
+    """Change files of a bundle as somebody would who can write SHA256SUMS too."""
+    digests = {line.split("  ")[1]: line.split("  ")[0] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    (folder / "SHA256SUMS").write_text("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)))
+
+
 DAMAGE = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
@@ -201,10 +211,11 @@ def test_architecture_of_another_space_or_with_illegal_values(cli, run, tmp_path
 
 def test_foreign_onnx_file_is_refused(cli, tmp_path, trained):
     (tmp_path / "model.onnx").write_bytes(b"PK\x03\x04 not a model")
-    fails(cli("verify", tmp_path / "model.onnx"), 1, "model.json: no such file")
+    fails(cli("verify", tmp_path / "model.onnx"), 1, "no exported bundle (no SHA256SUMS inside)")
     fails(cli("verify", tmp_path / "none.onnx"), 1, "no such file")
-    shutil.copy(trained.path / "export" / "best" / "model.json", tmp_path)
-    fails(cli("verify", tmp_path / "model.onnx"), 1, "SHA-256")
+    shutil.copytree(trained.path / "export" / "best", tmp_path / "out")
+    shutil.copy(tmp_path / "model.onnx", tmp_path / "out")
+    fails(cli("verify", tmp_path / "out"), 1, "SHA-256")
 
 
 def test_every_limit_is_checked_by_its_own_measurement(trained, tmp_path):
@@ -216,19 +227,19 @@ def test_every_limit_is_checked_by_its_own_measurement(trained, tmp_path):
     for name in ("params", "macs", "accuracy", "latency@ort_cpu_1t"):
         assert sorted(check.ok for check in found.checks if check.name == name) == [False, True]
     promised = verify_model(folder / "model.onnx", seconds=0.2)
-    assert [check.name for check in promised.checks] == ["file", "parity", "accuracy", "params"]
+    assert [check.name for check in promised.checks] == ["file", "golden", "parity", "accuracy", "params"]
     front = json.loads((trained.path / "search" / "front.json").read_text())
     (params,) = (check for check in promised.checks if check.name == "params")
     assert params.detail.startswith(format_value("params", front["best"]["costs"]["params"]))
 
 
-@pytest.mark.parametrize("field", ["sha256", "arch", "classes", "preprocess", "data", "space"])
-@pytest.mark.parametrize("value", [None, 3, {}])
+@pytest.mark.parametrize("field", ["sha256", "arch", "classes", "preprocess", "precision", "space"])
+@pytest.mark.parametrize("value", [3, {}])
 def test_incomplete_model_json_is_refused_by_name(trained, tmp_path, field, value):
     folder = tmp_path / "out"
     shutil.copytree(trained.path / "export" / "best", folder)
     record = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**record, field: value}))
+    sign(folder, {"model.json": json.dumps({**record, field: value}).encode()})
     with pytest.raises(OfaError, match=field if value != {} or field not in ("arch", "preprocess") else None):
         verify_model(folder / "model.onnx", seconds=0.1)
 
@@ -241,10 +252,10 @@ def test_weights_outside_the_file_are_refused_before_any_runtime_reads_them(trai
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../../etc/passwd")
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    record = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**record, "sha256": sha256_of(folder / "model.onnx")}))
-    monkeypatch.setattr("deploy.verify.open_session", lambda *_: pytest.fail("a runtime opened the file"))
+    content = model.SerializeToString()
+    record = json.loads((folder / "model.json").read_text()) | {"sha256": hashlib.sha256(content).hexdigest()}
+    sign(folder, {"model.onnx": content, "model.json": json.dumps(record).encode()})
+    monkeypatch.setattr("deploy.file_under_test.open_session", lambda *_: pytest.fail("a runtime opened the file"))
     with pytest.raises(ArtefactError, match=r"outside the file, which is not followed"):
         verify_model(folder / "model.onnx")
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.emit import emit
+from deploy.file_under_test import footprint
 from deploy.fold import fold
 from deploy.limits import PRECISIONS, UNITS, LimitError, format_value, parse_limit
-from deploy.verify import _footprint
 from latency.cost import MemoryCost, SizeCost
 from latency.table import LatencyTable
 from ofa.blocks import build_chain
@@ -137,11 +137,17 @@ def test_energy_is_refused_while_tables_hold_none(run):
 
 def test_verify_takes_the_size_of_the_file_itself_and_computes_the_rest():
     arch = SPACE.smallest
-    record = {"space": SPACE.name, "arch": SPACE.to_json(arch)["values"], "classes": ["x"] * SPACE.num_classes}
     content = emit(SPACE.blocks(arch), fold(build_chain(SPACE.blocks(arch)).eval()))
-    assert _footprint(parse_limit("size <= 1MB"), content, record) == (len(content), "of this file")
-    assert _footprint(parse_limit("size@int8 <= 1MB"), content, record) == (SizeCost(SPACE, "int8")(arch), "computed")
+
+    def found(limit, stored="fp32"):
+        return footprint(parse_limit(limit), content, stored, SPACE, SPACE.blocks(arch))
+
+    assert found("size <= 1MB") == found("size <= 1MB", "int8") == (len(content), "of this file")
+    assert found("size@int8 <= 1MB", "int8") == (len(content), "of this file")
+    assert found("size@int8 <= 1MB") == (SizeCost(SPACE, "int8")(arch), "computed")
     for precision in PRECISIONS:
-        found, how = _footprint(parse_limit(f"memory@{precision} <= 1MB"), content, record)
-        assert found == MemoryCost(SPACE, precision)(arch)
-        assert "computed" in how
+        for value, how in (found(f"memory@{precision} <= 1MB"), found("memory <= 1MB", precision)):
+            assert value == MemoryCost(SPACE, precision)(arch)
+            assert "computed" in how
+    with pytest.raises(OfaError, match="only a file of one of our spaces tells"):
+        footprint(parse_limit("memory <= 1MB"), content, "fp32", None, {})
