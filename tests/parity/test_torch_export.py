@@ -1,10 +1,12 @@
 """Networks of anybody through torch's exporter, against PyTorch and against our own emitter."""
 
+import importlib.util
 import logging
 import sys
 import threading
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import onnx
 import onnxruntime as ort
@@ -20,7 +22,9 @@ from deploy.fold import fold
 from deploy.parity import parity_error, random_images, relative_error
 from deploy.runtimes import open_session
 from deploy.torch_export import TorchExportError, onnx_of_module
+from ofa.counts import block_params
 from ofa.errors import OfaError
+from ofa.slots import se_channels
 from ofa.spaces import get_space
 from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate
@@ -289,3 +293,31 @@ def test_both_doors_agree(which, tmp_path):
         found, expected = (open_session(content, CPU).run(images) for content in (exported, emitted))
         assert relative_error(found, expected) < 1e-5
     assert optimised(exported, tmp_path / "exported") == optimised(emitted, tmp_path / "emitted")
+
+
+def load_benchmark(name):
+    """Import a file of benchmarks/, which is no package that is installed."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_torchvisions_mobilenet_v3_large_is_a_network_of_our_blocks():
+    mbv3 = load_benchmark("torchvision_mbv3")
+    torch.manual_seed(0)
+    net = torchvision.models.mobilenet_v3_large()
+    settled(net, 64)  # the statistics hang little on the size, and this is a twelfth of the time
+    blocks = mbv3.large_blocks(224)
+    squeezed = [module.fc1.out_channels for module in net.modules() if isinstance(module, torchvision.ops.SqueezeExcitation)]
+    assert squeezed == [se_channels(spec.hidden_channels) for spec in blocks.values() if spec.se]
+    chain = mbv3.as_chain(net)
+    content = emit(blocks, fold(chain))
+    assert sum(map(block_params, blocks.values())) == sum(p.numel() for p in net.parameters())
+    images = random_images(224)[1]
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    assert relative_error(open_session(content, CPU).run(images), expected) < 1e-5
+    with pytest.raises(ValueError, match="not mobilenet_v3_large"):
+        mbv3.as_chain(torchvision.models.mobilenet_v3_small())
