@@ -14,7 +14,7 @@ from deploy.device import DeviceSpec, get_device
 from deploy.interleave import Samples, interleave, paired_ratio
 from deploy.memory import PeakMemory, available_bytes, measure_peak
 from deploy.model_file import ModelFile, open_model_file
-from deploy.runtimes import Session, open_session
+from deploy.runtimes import Session, open_session, runtime_version
 from deploy.timing import Call, clock_of, median_interval, visit
 from ofa.artefacts import ArtefactError, format_json
 from ofa.errors import OfaError
@@ -119,7 +119,7 @@ def bench_models(
     rows = [_row(cell, cells) for cell in cells]
     for file in files:
         if file.bundle is not None:
-            _write(file, files[0], [row for cell, row in zip(cells, rows, strict=True) if cell.file is file])
+            _write(file, files[0], specs, [row for cell, row in zip(cells, rows, strict=True) if cell.file is file])
     return rows
 
 
@@ -215,13 +215,18 @@ def _ratio(name: str, cell: _Cell, other: _Cell) -> dict[str, Any]:
     return {name: median, f"{name}_low": low, f"{name}_high": high}
 
 
-def _write(file: ModelFile, first: ModelFile, rows: Sequence[BenchRow]) -> None:
+def _write(file: ModelFile, first: ModelFile, specs: Sequence[DeviceSpec], rows: Sequence[BenchRow]) -> None:
     """Write a bundle's bench.json; where that cannot be, the rows are still worth having."""
     assert file.bundle is not None
+    ran = {row.device for row in rows if row.error is None}
+    devices = {
+        spec.name: {**spec.model_dump(), "runtime_version": runtime_version(spec.runtime)} for spec in specs if spec.name in ran
+    }
     record = {
         "schema": BENCH_SCHEMA,
         "sha256": file.sha256,
         "host": host_facts(),
+        "devices": devices,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "first": {"sha256": first.sha256, "precision": first.precision},  # what `ratio` is to
         "rows": [{**asdict(row), "file": "model.onnx"} for row in rows],

@@ -26,7 +26,7 @@ from deploy.emit import emit
 from deploy.interleave import interleave, paired_ratio, wait_until_idle
 from deploy.memory import PeakMemory, measure_peak
 from deploy.model_file import open_model_file
-from deploy.runtimes import ModelError
+from deploy.runtimes import ModelError, runtime_version
 from ofa.artefacts import ArtefactError
 from ofa.block_spec import BlockSpec
 from search.cli import app
@@ -348,6 +348,9 @@ def test_rows_of_a_bundle_are_written_into_it(tmp_path, files, no_children):
         assert record["sha256"] == open_bundle(path).digests["model.onnx"]
         assert record["first"] == {"sha256": open_bundle(first).digests["model.onnx"], "precision": "fp32"}
         assert record["host"]["cpu"]
+        assert list(record["devices"]) == ["ort_cpu_1t"]
+        spec = get_device("ort_cpu_1t")
+        assert record["devices"]["ort_cpu_1t"] == {**spec.model_dump(), "runtime_version": runtime_version("onnxruntime")}
         assert [BenchRow(**row) for row in record["rows"]] == [dataclasses.replace(row, file="model.onnx") for row in mine]
     assert {path.name for path in tmp_path.iterdir()} == {"fp32", "int8", *(files(p).name for p in ("fp32", "int8", "fp16"))}
     bench_models([first], ["ort_cpu_1t"], batch_sizes=(1,), seconds=0.1)
