@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from ofa.errors import OfaError
 
 if TYPE_CHECKING:
     from deploy.verify import Verification
+
+
+ANY_NETWORK = "Networks of no run"
 
 
 class Format(str, Enum):
@@ -26,10 +30,12 @@ class Format(str, Enum):
 
 @command
 def export(
+    ctx: typer.Context,
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A search's best/ folder, an arch.json, or a run: then whatever its searches found, each to a folder."
+            help="A search's best/ folder, an arch.json, a run (then whatever its searches found, each to a folder), or "
+            "package.module:function that returns any network, e.g. torchvision.models:mobilenet_v3_large."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
@@ -56,6 +62,34 @@ def export(
         list[str] | None,
         typer.Option(help="What to time the file on, besides where it is limited; default ort_cpu_1t. Repeatable."),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="package.module:function: its state_dict, .safetensors or .pth.", rich_help_panel=ANY_NETWORK),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images: their classes, calibration for int8, test images.", rich_help_panel=ANY_NETWORK),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Names of the classes, one a line.", rich_help_panel=ANY_NETWORK)] = None,
+    resolution: Annotated[
+        int, typer.Option(help="Side of the network's input, pixels.", min=1, max=4096, rich_help_panel=ANY_NETWORK)
+    ] = 224,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            help="Side that images are resized to first, pixels; default: the input's.",
+            min=1,
+            max=4096,
+            rich_help_panel=ANY_NETWORK,
+        ),
+    ] = None,
+    mean: Annotated[
+        str, typer.Option(help="Mean of the pixels in [0, 1] that it was trained with.", rich_help_panel=ANY_NETWORK)
+    ] = "0.485,0.456,0.406",
+    std: Annotated[str, typer.Option(help="Their standard deviation.", rich_help_panel=ANY_NETWORK)] = "0.229,0.224,0.225",
+    exporter: Annotated[
+        str, typer.Option(help="torchscript, or dynamo (needs onnxscript).", rich_help_panel=ANY_NETWORK)
+    ] = "torchscript",
     prove: Annotated[
         bool, typer.Option("--prove/--no-prove", help="Whether to time and verify the file: bench.json, verify.json.")
     ] = True,
@@ -71,22 +105,46 @@ def export(
     """
     from deploy.bench_table import notes
     from deploy.export import export_searches, export_subnet
+    from deploy.export_module import export_module, make_module
     from deploy.prove import prove as measure
+    from ofa.functions import is_function_name
     from ofa.progress import say
 
-    how = {
+    how: dict[str, Any] = {
         "precision": precision,
         "opset": opset,
         "layers": dict(_layer(text) for text in layer or []),
         "max_drop": _share("--max-drop", max_drop),
         "finetune_epochs": finetune,
     }
-    if (source / "run.json").exists():
-        if run is not None:
-            raise OfaError(f"--run {run}: {source} is a run itself; leave it out")
-        models = export_searches(source, out, **how)  # type: ignore[arg-type]
+    if is_function_name(source):
+        _refuse(ctx, source, ("run", "finetune", "max_drop", "layer"), "are for networks of a run")
+        classes = None if labels is None else _read_labels(labels)
+        net = make_module(source, num_classes=_count_classes(classes, data), weights=weights)
+        models = [
+            export_module(
+                net,
+                out,
+                resolution=resolution,
+                stored_size=resize,
+                mean=_three("--mean", mean),
+                std=_three("--std", std),
+                classes=classes,
+                data=data,
+                precision=precision,
+                opset=opset,
+                exporter=exporter,  # type: ignore[arg-type]  # checked there
+            )
+        ]
     else:
-        models = [export_subnet(source, out, run=run, **how)]  # type: ignore[arg-type]
+        unknown = ("weights", "data", "labels", "resolution", "resize", "mean", "std", "exporter")
+        _refuse(ctx, source, unknown, "are for package.module:function; a run knows its own")
+        if (Path(source) / "run.json").exists():
+            if run is not None:
+                raise OfaError(f"--run {run}: {source} is a run itself; leave it out")
+            models = export_searches(source, out, **how)
+        else:
+            models = [export_subnet(source, out, run=run, **how)]
     results = []
     for model in models:
         say(
@@ -153,6 +211,42 @@ def _say_checks(found: Verification) -> None:
 
     for check in found.checks:
         say(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+
+
+def _refuse(ctx: typer.Context, source: str, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given and would do nothing."""
+    for name in names:
+        source_of = ctx.get_parameter_source(name)
+        if source_of is not None and source_of.name == "COMMANDLINE":
+            raise OfaError(f"--{name.replace('_', '-')} with {source}: these options {why}; leave it out")
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OfaError(f"--labels {path}: cannot be read ({error}); expected the name of a class on each line") from None
+    if not names or not all(names):
+        raise OfaError(f"--labels {path}: expected the name of a class on each line, none empty")
+    return names
+
+
+def _count_classes(classes: Sequence[str] | None, data: str | None) -> int | None:
+    """How many classes a network is to be made for; None = as many as it likes."""
+    from ofa.training.data import load_images
+
+    if classes is not None or data is None:
+        return None if classes is None else len(classes)
+    return len(load_images(data, "train", size=8).classes)
+
+
+def _three(option: str, text: str) -> tuple[float, float, float]:
+    """Read a number for each of red, green and blue."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise OfaError(f"{option} {text!r}: expected three numbers with commas, such as 0.485,0.456,0.406") from None
+    return red, green, blue
 
 
 def _layer(text: str) -> tuple[str, str]:

@@ -80,12 +80,12 @@ def export_searches(
     """
     how = Format(precision, opset, layers, max_drop, finetune_epochs)
     weights = TrainedRun(Run(run))
-    found = sorted(weights.run.path.glob("search/*/best/arch.json"))
+    found = sorted(weights.run.path.glob("search/**/best/arch.json"))
     if not found:
         raise ArtefactError(f"{run}: holds no finished search; run: ofa search {run}")
     exported = []
     for number, path in enumerate(found, 1):
-        name = path.parent.parent.name
+        name = "best" if path.parents[1].name == "search" else path.parents[1].name  # a search without a tag
         say(f"{number}/{len(found)} {name}")
         exported.append(_export(weights, path, Path(out) / name, how))
     return exported
@@ -118,7 +118,7 @@ def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> Exp
         ours, theirs = (open_session(each, get_device(REFERENCE_DEVICE)) for each in (content, original))
         cost = compare(ours, theirs, trained.judged, run.preprocess, resolution)
         say(describe(how.precision, cost, rounded.layers))
-        quantisation = {**asdict(cost), **rounded.record}
+        quantisation = {**asdict(cost), "split": "validation", **rounded.record}
         source.record["top1_validation"] = cost.top1
     model = pack(
         out,

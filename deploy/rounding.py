@@ -123,11 +123,11 @@ def round_network(
     return Rounded(found.weights, found.scales, found.layers, record)
 
 
-def describe(precision: str, cost: Comparison, layers: Mapping[str, str]) -> str:
+def describe(precision: str, cost: Comparison, layers: Mapping[str, str], *, split: str = "validation") -> str:
     """Say what leaving fp32 costs."""
     floats = [name for name, other in layers.items() if other == "fp32"]
     return (
-        f"{precision}: top-1 {cost.top1:.4f}, fp32 {cost.top1_fp32:.4f} on {cost.images} validation images "
+        f"{precision}: top-1 {cost.top1:.4f}, fp32 {cost.top1_fp32:.4f} on {cost.images} {split} images "
         f"(lost {100 * cost.drop:.2f} points, 95% CI {100 * cost.drop_interval[0]:.2f} to {100 * cost.drop_interval[1]:.2f}), "
         f"the same class on {cost.agreement:.1%}" + (f"; in float: {', '.join(floats)}" if floats else "")
     )

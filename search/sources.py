@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ofa.errors import OfaError
+from ofa.functions import is_function_name, load_function
 from ofa.run_dir import Run, max_resolution
 from ofa.space import SearchSpace
 from search.accuracy import AccuracyModel, SupernetAccuracy
@@ -64,8 +59,9 @@ def open_accuracy(
         from search.formats.mit_predictor import load_mit_predictor
 
         return load_mit_predictor(Path(text), space)
-    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", text):
-        return accuracy_of_function(_load_function(text), space, journal, name=text, timeout_s=timeout_s, engine=engine)
+    if is_function_name(text):
+        function = load_function(text, what="accuracy", expected=FORMS)
+        return accuracy_of_function(function, space, journal, name=text, timeout_s=timeout_s, engine=engine)
     raise OfaError(f"accuracy {text!r}: expected {FORMS}")
 
 
@@ -85,25 +81,3 @@ def _proxy(
     train, _ = run.load_train_and_validation()
     (images,) = calibration_batches(train, run.preprocess, max_resolution(space), num_images=IMAGES)
     return ProxyAccuracy(name, space, images, journal=journal, engine=engine)
-
-
-def _load_function(text: str) -> Callable[..., Any]:
-    """Import a function; the first line of what goes wrong in its module is the user's to see."""
-    module, _, name = text.partition(":")
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)  # behind everything else: a file beside the user replaces no library
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            raise OfaError(
-                f"accuracy {text!r}: no module {error.name!r} in {here} or among the installed ones, expected {FORMS}"
-            ) from None
-        raise OfaError(f"accuracy {text!r}: {module} needs the module {error.name!r}, which is not installed") from None
-    except Exception as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise OfaError(f"accuracy {text!r}: {module} cannot be imported ({': '.join([type(error).__name__, *reason])})") from None
-    if not callable(found):
-        raise OfaError(f"accuracy {text!r}: {module} has no function {name!r}")
-    return found

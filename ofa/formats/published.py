@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def read_state(source: Source) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under canonical keys.
 
     Raises:
+        FormatError: as `read_tensors`.
+    """
+    state = {canonical(key): value for key, value in read_tensors(source).items()}
+    if CLASSIFIER in state and state[CLASSIFIER].shape[:1] == (0,):
+        raise FormatError(f"{_label(source)}: {CLASSIFIER!r} has 0 classes, expected at least 1")
+    return state
+
+
+def read_tensors(source: Source) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors under the keys that it has.
+
+    Raises:
         FormatError: if the file cannot be read, or holds anything but dense tensors of finite real numbers.
     """
     content = source if isinstance(source, Mapping) else _read_file(Path(source))
@@ -100,11 +113,9 @@ def read_state(source: Source) -> dict[str, Tensor]:
     state = {}
     for key, value in content.items():
         try:
-            state[canonical(str(key))] = _weights(value, is_count=str(key).endswith("num_batches_tracked"))
+            state[str(key)] = _weights(value, is_count=str(key).endswith("num_batches_tracked"))
         except ValueError as error:
             raise FormatError(f"{_label(source)}: {key!r} {error}") from None
-    if CLASSIFIER in state and state[CLASSIFIER].shape[:1] == (0,):
-        raise FormatError(f"{_label(source)}: {CLASSIFIER!r} has 0 classes, expected at least 1")
     return state
 
 
@@ -124,6 +135,8 @@ def _weights(value: Any, *, is_count: bool) -> Tensor:
         raise ValueError("is quantised, expected floating-point numbers")
     if value.is_meta:
         raise ValueError("has a shape but no values (it is on device meta), expected floating-point numbers")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a few bytes could stand for any memory
+        raise ValueError("repeats the same numbers, expected a tensor that holds all of its own")
     if not (value.is_floating_point() or (is_count and not value.is_complex())):
         raise ValueError(f"is {str(value.dtype).removeprefix('torch.')}, expected floating-point numbers")
     if not torch.isfinite(value.detach().float()).all():
@@ -144,6 +157,7 @@ def _read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _require_stored(path)
         with warnings.catch_warnings():  # torch's, about files that it then refuses
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -152,6 +166,14 @@ def _read_file(path: Path) -> Any:
             f"{path}: not a file of tensors: {_what_instead(beginning, str(error))}; "
             "expected a state_dict, as torch.save(net.state_dict(), path) or safetensors writes it"
         ) from None
+
+
+def _require_stored(path: Path) -> None:
+    """Refuse an archive that unpacks to more than its size: torch compresses nothing, and reads whatever it unpacks to."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("compressed")
 
 
 def _what_instead(beginning: bytes, error: str) -> str:
