@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ofa.artefacts import read_bounded
 from ofa.errors import OfaError
 
 if sys.version_info >= (3, 11):
@@ -16,6 +17,7 @@ else:
     import tomli as tomllib
 
 DEVICE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+MAX_BYTES = 2**20
 FOLDER = Path(__file__).parent / "devices"
 
 
@@ -35,8 +37,8 @@ class DeviceSpec(BaseModel):
     provider_options: dict[str, str] = {}
     precision: Literal["fp32", "fp16", "bf16", "int8", "a16w8"] = "fp32"
     optimization: Literal["all", "extended", "basic", "none"] = "all"  # level of ONNX Runtime's graph optimisation
-    num_threads: int = Field(1, ge=1)
-    batch_size: int = Field(1, ge=1)
+    num_threads: int = Field(1, ge=1, le=2**12)
+    batch_size: int = Field(1, ge=1, le=2**16)
 
     def __hash__(self) -> int:  # the fields' own would fail on the options
         return hash(self.name)
@@ -63,9 +65,10 @@ def get_device(name: str) -> DeviceSpec:
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file() or (not name.endswith(".toml") and name not in list_devices()):
         raise DeviceError(f"unknown device {name!r}; known: {', '.join(list_devices())} (or the path of a .toml file)")
+    content = read_bounded(path, what="a device file", limit=MAX_BYTES)
     try:
-        fields = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        fields = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise DeviceError(f"{path}: not a device file ({error})") from None
     if "name" in fields:
         raise DeviceError(f"{path}: 'name' is not a field of the file; a device is named after its file")

@@ -497,7 +497,7 @@ def is_record(line: Mapping[str, Any]) -> bool:
         visits = [*line["anchor"], *(samples for own in line["samples"].values() for _, samples in own)]
         numbers = [line["wave"], line["seconds"], *(number for visit in visits for sample in visit for number in sample)]
         sound = all(len(sample) == 3 for visit in visits for sample in visit) and len(line["anchor"]) > 0
-        return sound and all(isinstance(number, (int, float)) for number in numbers)
+        return sound and all(isinstance(number, (int, float)) and abs(number) < 1e18 for number in numbers)
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 

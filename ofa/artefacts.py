@@ -22,8 +22,10 @@ from typing import Any
 
 from ofa.errors import OfaError
 
-MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 64 * 2**20  # in memory it can take twenty times as much; the largest of ours have ten
 SEAL, BLANK = "seal", "0" * 64
+_HUGE = re.compile(rb"\d{308}|[eE]\+?\d{3}")  # what may be beyond a float; asking of every number is slow
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SEALED = re.compile(rb'"seal": "([0-9a-f]{64})"\s*\}\s*\Z')
 
 
@@ -140,8 +142,8 @@ def parse_object(content: bytes, path: Path, *, what: str) -> dict[str, Any]:
         ArtefactError: if it is not JSON, no object, holds a name twice, or was changed after it was sealed.
     """
     try:
-        value = json.loads(content, object_pairs_hook=distinct, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        value = _loads(content)
+    except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtefactError(f"{path}: not valid JSON ({reason}); it is damaged or not {what}") from None
     if not isinstance(value, dict):
@@ -151,6 +153,15 @@ def parse_object(content: bytes, path: Path, *, what: str) -> dict[str, Any]:
             f'{path}: changed after it was written, it is damaged; if the change is yours, remove its last field, "{SEAL}"'
         )
     value.pop(SEAL, None)
+    return value
+
+
+def _loads(content: bytes) -> Any:
+    """Parse JSON that every reader can use: ValueError for NaN, numbers beyond a float, half characters, a name given twice."""
+    exact: dict[str, Any] = {"parse_float": _finite, "parse_int": _finite_int} if _HUGE.search(content) else {}
+    value = json.loads(content, object_pairs_hook=distinct, parse_constant=_no_number, **exact)
+    if _SURROGATE.search(content):  # half a character, which nothing could print or write
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
@@ -168,6 +179,18 @@ def _is_changed(value: dict[str, Any], content: bytes) -> bool:
 
 def _no_number(word: str) -> float:
     raise ValueError(f"holds {word}, which is no number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"holds {digits[:20]}..., which is too large")
+    return value
+
+
+def _finite_int(digits: str) -> int:
+    _finite(digits)  # which every reader may make of it
+    return int(digits)
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,7 +226,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             with contextlib.suppress(ValueError, RecursionError):
-                record = json.loads(line)
+                record = _loads(line)
                 if isinstance(record, dict):
                     yield record
 

@@ -59,10 +59,16 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def _fail(message: str | None, code: int) -> None:
     if message is not None:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {_line(message)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if category is UserWarning:  # ours; libraries warn of their own affairs in other categories
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {_line(str(message))}", file=sys.stderr)
+
+
+def _line(message: str) -> str:
+    from ofa.progress import shown
+
+    return shown(message.replace("\n", " "))

@@ -22,12 +22,18 @@ _live: list[Console] = []  # of bars that are shown at this moment: what is prin
 def say(message: str | Table) -> None:
     """Print a line or a table for people, to stderr; stdout is for results."""
     from rich.console import Console
+    from rich.segment import Segments
 
     console = _live[-1] if _live else Console(stderr=True)
     if isinstance(message, str):
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        console.print(shown(message), markup=False, highlight=False, soft_wrap=True)
     else:
-        console.print(message, highlight=False)
+        console.print(Segments(part._replace(text=shown(part.text)) for part in console.render(message)))
+
+
+def shown(text: str) -> str:
+    """Return text with escapes for what a terminal would obey or cannot show: names in files are anybody's."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeGuard
@@ -150,4 +150,4 @@ def is_result(value: object, field: str = "top1") -> TypeGuard[int | float]:
     """Whether a value is a top-1 in [0, 1], or for another field of FIELDS any finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 <= value <= 1 if field == "top1" else abs(value) < math.inf
+    return 0 <= value <= 1 if field == "top1" else abs(value) <= sys.float_info.max  # JSON's integers have no end

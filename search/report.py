@@ -47,6 +47,7 @@ from search.wording import (
 
 LOOKED_AT = {"largest": "largest", "smallest": "smallest", "random_1": "random", "random_2": "random"}  # subnet -> CSS class
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
+CONTROLS = dict.fromkeys((*range(9), *range(11, 32), 127), "\ufffd")  # what no HTML may hold, all but tab and newline
 MOST_OPEN = 4  # networks or searches that are shown in full at once; of more, each opens on its own
 
 
@@ -82,7 +83,8 @@ def write_report(run: Run | Path | str, out: Path | str | None = None) -> Path:
         cost_name=cost_name,
         brief=lambda arch: brief(run.space, arch),
     )
-    write_bytes(path, environment.get_template("report.html.j2").render(_content(run)).encode())
+    html = environment.get_template("report.html.j2").render(_content(run))
+    write_bytes(path, html.translate(CONTROLS).encode(errors="replace"))  # names in files are anybody's
     return path
 
 

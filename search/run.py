@@ -201,7 +201,7 @@ def _folders(run: Run, tag: str | None, targets: Mapping[str, Sequence[str]]) ->
         raise OfaError(f"targets {', '.join(map(repr, targets))}: two targets or more need names")
     names = {name: "_".join(part for part in (tag, name) if part) for name in targets}
     for what, part in [("tag", tag), *(("target", name or None) for name in names.values())]:
-        if part is not None and (not part or Path(part).name != part or part in (".", "..", *RESERVED)):
+        if part is not None and (not _is_plain(part) or part in RESERVED):
             raise OfaError(f"{what} {part!r}: expected a plain folder name, none of {', '.join(RESERVED)}")
     folders = {name: run.path / "search" / part if part else run.path / "search" for name, part in names.items()}
     for folder in folders.values():
@@ -210,6 +210,11 @@ def _folders(run: Run, tag: str | None, targets: Mapping[str, Sequence[str]]) ->
             reason = "may not be written to" if there.is_dir() else "is no directory"
             raise OfaError(f"{there}: {reason}, so the result of a search would be lost; expected a directory of your own")
     return folders
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is a folder's that is shown as it is, nothing hidden, no path on any system and no option of a command."""
+    return name.isprintable() and bool(name.strip()) and not name.startswith((".", "-")) and not {"/", "\\"} & {*name}
 
 
 def _strategy_name(strategy: str | None, objectives: Sequence[Objective], reward: str | None) -> str:

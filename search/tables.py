@@ -41,6 +41,7 @@ def show_menu(results: Mapping[str, SearchResult | InfeasibleTarget]) -> None:
 
 def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -49,5 +50,5 @@ def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             name, justify="left" if name in ("target", "limit", "best network", "of the space") else "right", overflow="fold"
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # [x] in a name is no colour
     say(table)

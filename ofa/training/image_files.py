@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from ofa.errors import OfaError
 
+MAX_IMAGE_BYTES = 256 * 2**20
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 
 
@@ -110,6 +111,8 @@ def _archive_entries(source: Path) -> list[tuple[str, Callable[[], bytes]]]:
     try:
         with tarfile.open(source, "r|*") as archive:
             for member in archive:
+                if member.size > MAX_IMAGE_BYTES:
+                    raise ValueError(f"{member.name[:100]!r} takes {member.size / 2**20:.0f} MiB, no image does")
                 file = archive.extractfile(member) if member.isfile() else None
                 if file is not None:
                     entries.append((member.name.removeprefix("./"), io.BytesIO(file.read()).getvalue))

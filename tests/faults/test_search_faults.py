@@ -178,7 +178,7 @@ def test_five_hundred_malformed_architectures_are_one_line_each_or_legal(tmp_pat
 def test_a_malformed_architecture_is_refused_by_the_command_line_in_one_line(cli, trained, tmp_path):
     path = tmp_path / "arch.json"
     record = SPACE.to_json(SPACE.largest)
-    path.write_text(json.dumps({**record, "values": {**record["values"], "stage1.depth\n": "\ud800"}}))
+    path.write_text(json.dumps({**record, "values": {**record["values"], "stage1.depth\n": "\x1b[2J"}}))
     fails(cli("export", path, "--run", trained.path, "-o", tmp_path / "out"), 1, "stage1.depth")
 
 

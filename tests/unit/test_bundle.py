@@ -170,12 +170,12 @@ def test_too_large_a_part_is_refused_before_it_is_read(folder):
 @pytest.mark.parametrize(
     "change",
     [{"precision": "fp4"}, {"classes": []}, {"classes": [1]}, {"preprocess": {}}, {"parity_error": True}, {"opset": None},
-     {"predicted": {"macs": "few"}}, {"predicted": {"macs": 1e999}}, {"limits": [3]}, {"devices": {"x": 3}}, {"space": 3},
+     {"predicted": {"macs": "few"}}, {"limits": [3]}, {"devices": {"x": 3}}, {"space": 3},
      {"preprocess": {"resolution": 2**40, "stored_size": 36, "mean": [0.5] * 3, "std": [0.2] * 3}},
      {"preprocess": {"resolution": 32, "stored_size": 36, "mean": [0.5] * 3, "std": [0.2, 0.2, 0]}}],
 )  # fmt: skip
 def test_a_record_that_its_readers_could_not_use_is_refused_by_field(tmp_path, change):
-    files = parts() | {"model.json": json.dumps(record_of(parts()["model.onnx"], **change)).replace("Infinity", "1e999").encode()}
+    files = parts() | {"model.json": json.dumps(record_of(parts()["model.onnx"], **change)).encode()}
     write_bundle(tmp_path, files)
     with pytest.raises(ArtefactError, match=rf"model.json: {next(iter(change))} is .*; the file is damaged"):
         _ = open_bundle(tmp_path).record
