@@ -23,6 +23,7 @@ Scales = Mapping[str, tuple[float, int]]  # of activations by tensor name: step,
 HARD_SWISH_OPSET, UINT16_OPSET = 14, 21  # the first that have it
 CLIPPING = ("Relu", "Clip")
 IN_FLOAT = (*CLIPPING, "HardSwish", "HardSigmoid", "Sigmoid", "Identity")  # what stays in float after a layer in float
+UNNAMED = ("QuantizeLinear", "DequantizeLinear", "ConstantOfShape")
 SIGNED, UNSIGNED = (1 / 64, 128), (1 / 64, 0)  # of activations of order one; up to 4 < 6, so that ReLU6 needs no Clip
 
 
@@ -46,7 +47,8 @@ class Graph:
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Append a node and return the name of its output."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        # names take a tenth of a small file: what only moves between numbers goes by that of its output alone
+        self.nodes.append(helper.make_node(op, inputs, [name], name=None if op in UNNAMED else name, **attributes))
         return name
 
     def values(self, name: str, shape: tuple[int, ...], fan_in: int) -> NDArray[np.float32]:
@@ -183,7 +185,7 @@ class QuantizedGraph(Graph):
             container = np.uint8 if grid.activation_bits <= 8 else np.uint16
             steps = [
                 self.constant(f"{name}.scale", np.array(scale, np.float32)),
-                self.constant(f"{name}.zero_point", np.array(zero_point, container)),
+                self._zero_point(np.array(zero_point, container)),
             ]
             if grid.most_activation < np.iinfo(container).max:  # the container would hold more than the grid has
                 ends = [(end - zero_point) * scale for end in (0, grid.most_activation)]
@@ -194,8 +196,8 @@ class QuantizedGraph(Graph):
                 x_clipped = super().node("Clip", [x, *bounds], f"{name}.clipped")
             else:
                 x_clipped = x
-            quantised = super().node("QuantizeLinear", [x_clipped, *steps], f"{name}.quantised")
-            self.pairs[x, grid] = super().node("DequantizeLinear", [quantised, *steps], f"{name}.dequantised")
+            quantised = super().node("QuantizeLinear", [x_clipped, *steps], f"{name}.q")
+            self.pairs[x, grid] = super().node("DequantizeLinear", [quantised, *steps], f"{name}.dq")
         return self.pairs[x, grid]
 
     def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
@@ -224,11 +226,15 @@ class QuantizedGraph(Graph):
         """Store weights as integers and return what dequantises them; `scale` has one value for each output channel."""
         steps = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(dtype)
         stored = [
-            self.tensor(f"{name}.quantised", steps, shape),
+            self.tensor(f"{name}.q", steps, shape),
             self.tensor(f"{name}.scale", scale, shape[:1]),
-            self.tensor(f"{name}.zero_point", np.zeros(scale.shape, dtype), shape[:1]),  # optional, but QGemm wants it
+            self._zero_point(np.zeros(shape[:1], dtype)),  # optional, but QGemm wants it
         ]
         return super().node("DequantizeLinear", stored, name, axis=0)
+
+    def _zero_point(self, value: NDArray[np.generic]) -> str:
+        """Store a zero point, scalar or zeros for each channel; equal ones once."""
+        return self.constant(f"zero.{value.dtype}.{value if value.ndim == 0 else f'x{len(value)}'}", value)
 
 
 def _finer(scale: tuple[float, int], grid: Grid, other: Grid) -> tuple[float, int]:
