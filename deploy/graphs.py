@@ -159,6 +159,7 @@ class QuantizedGraph(Graph):
         self.scales: dict[str, tuple[float, int]] = defaultdict(lambda: signed) if scales is None else dict(scales)
         self.unsigned = unsigned
         self.pairs: dict[tuple[str, Grid], str] = {}  # (tensor, grid) -> what comes out of its pair
+        self.stored = 0  # tensors of weights and biases
         self.floats: set[str] = set()  # computed by a layer in float, and not rounded since
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
@@ -180,24 +181,23 @@ class QuantizedGraph(Graph):
     def pair(self, x: str, grid: Grid) -> str:
         """Return what comes out of a tensor's pair."""
         if (x, grid) not in self.pairs:
-            name = x if grid == self.grid else f"{x}.a{grid.activation_bits}"
             scale, zero_point = _finer(self.scales[x], self.grid, grid)
             container = np.uint8 if grid.activation_bits <= 8 else np.uint16
+            number = len(self.pairs)  # a tenth of a small file would be names: what stands around an operator has short ones
             steps = [
-                self.constant(f"{name}.scale", np.array(scale, np.float32)),
+                self.constant(f"s{number}", np.array(scale, np.float32)),
                 self._zero_point(np.array(zero_point, container)),
             ]
             if grid.most_activation < np.iinfo(container).max:  # the container would hold more than the grid has
                 ends = [(end - zero_point) * scale for end in (0, grid.most_activation)]
                 bounds = [
-                    self.constant(f"{name}.{side}", np.array(end, np.float32))
-                    for side, end in zip(("low", "high"), ends, strict=True)
+                    self.constant(f"{side}{number}", np.array(end, np.float32)) for side, end in zip("lh", ends, strict=True)
                 ]
-                x_clipped = super().node("Clip", [x, *bounds], f"{name}.clipped")
+                x_clipped = super().node("Clip", [x, *bounds], f"c{number}")
             else:
                 x_clipped = x
-            quantised = super().node("QuantizeLinear", [x_clipped, *steps], f"{name}.q")
-            self.pairs[x, grid] = super().node("DequantizeLinear", [quantised, *steps], f"{name}.dq")
+            quantised = super().node("QuantizeLinear", [x_clipped, *steps], f"q{number}")
+            self.pairs[x, grid] = super().node("DequantizeLinear", [quantised, *steps], f"d{number}")
         return self.pairs[x, grid]
 
     def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
@@ -225,16 +225,15 @@ class QuantizedGraph(Graph):
     ) -> str:
         """Store weights as integers and return what dequantises them; `scale` has one value for each output channel."""
         steps = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(dtype)
-        stored = [
-            self.tensor(f"{name}.q", steps, shape),
-            self.tensor(f"{name}.scale", scale, shape[:1]),
-            self._zero_point(np.zeros(shape[:1], dtype)),  # optional, but QGemm wants it
-        ]
-        return super().node("DequantizeLinear", stored, name, axis=0)
+        self.stored += 1
+        inputs = [self.tensor(name, steps, shape), self.tensor(f"w{self.stored}s", scale, shape[:1])]
+        if values.ndim == 2:  # optional, but ONNX Runtime's QGemm wants it
+            inputs.append(self._zero_point(np.zeros(shape[:1], dtype)))
+        return super().node("DequantizeLinear", inputs, f"w{self.stored}", axis=0)
 
     def _zero_point(self, value: NDArray[np.generic]) -> str:
         """Store a zero point, scalar or zeros for each channel; equal ones once."""
-        return self.constant(f"zero.{value.dtype}.{value if value.ndim == 0 else f'x{len(value)}'}", value)
+        return self.constant(f"z{value.dtype}.{value if value.ndim == 0 else f'x{len(value)}'}", value)
 
 
 def _finer(scale: tuple[float, int], grid: Grid, other: Grid) -> tuple[float, int]:
