@@ -105,7 +105,10 @@ def to_json(rows: Sequence[BenchRow]) -> dict[str, Any]:
 
 
 def _times(ratio: float | None, low: float | None, high: float | None, unit: str = "") -> str:
-    return "-" if ratio is None else f"{ratio:.2f}{unit} ({low:.2f}-{high:.2f})"
+    if ratio is None:
+        return "-"
+    digits = 2 if ratio >= 0.1 else 4
+    return f"{ratio:.{digits}f}{unit} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def _short(value: float | None) -> str:

@@ -414,10 +414,16 @@ def test_clocks_failures_and_unknown_memory_are_said():
 
 def test_a_table_shows_names_as_they_are(capsys):
     name = "/a/very/long/" + "path/" * 10 + "[red]model[/nothing].onnx"
-    show_table([dataclasses.replace(FP32, file=name, high_ms=123.4), BenchRow(name, "other", "int8", 8, 9, error="no [/way]")])
+    show_table(
+        [
+            dataclasses.replace(FP32, file=name, high_ms=123.4, ratio=0.0123),
+            BenchRow(name, "other", "int8", 8, 9, error="no [/way]"),
+        ]
+    )
     out = capsys.readouterr().out
     assert out.count(name) == 3
     assert "1.90-123" in out
+    assert "0.0123 (1.0000-1.0000)" in out
     assert "cannot run" in out
     assert "no [/way]" in out
 
