@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from deploy.bench import BENCH_SCHEMA, BenchRow
+from ofa.progress import shown
 from ofa.run_dir import cpu_model, host_facts
 
 HEADER = (
@@ -25,6 +26,7 @@ HEADER = (
     "runs",
 )
 LEFT = ("file", "precision")
+NO_GAIN = 0.95  # share of the time from which on nobody would call it faster
 
 
 def show_table(rows: Sequence[BenchRow]) -> None:
@@ -44,10 +46,10 @@ def show_table(rows: Sequence[BenchRow]) -> None:
         mine = [row for row in rows if row.device == device]
         for row, after in zip(mine, [*mine[1:], None], strict=True):
             ends = after is not None and after.batch_size != row.batch_size
-            table.add_row(*map(escape, _cells(row)), end_section=ends)
+            table.add_row(*(escape(shown(cell)) for cell in _cells(row)), end_section=ends)
         console.print(table, highlight=False)
     for line in notes(rows):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(shown(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: BenchRow) -> list[str]:
@@ -77,16 +79,24 @@ def notes(rows: Sequence[BenchRow]) -> list[str]:
         if row.error is not None:
             unable.setdefault((row.file, row.device, row.error), {})[str(row.batch_size)] = None  # a file may be named twice
     lines += [f"{file} on {device} at batch {', '.join(sizes)}: {why}" for (file, device, why), sizes in unable.items()]
-    lower = [row for row in able if row.precision != "fp32" and row.fp32_ratio is not None]
+    return lines + _not_faster(able)
+
+
+def _not_faster(rows: Sequence[BenchRow]) -> list[str]:
+    """Say where a file of a lower precision is slower than fp32, or not faster, or that it cannot be told yet."""
+    lower = [row for row in rows if row.precision != "fp32" and row.fp32_ratio is not None]
     several = len({row.file for row in lower}) > 1
+    lines = []
     for row in lower:
-        assert row.fp32_ratio_low is not None
-        assert row.fp32_ratio_high is not None
-        if row.fp32_ratio_high >= 1:
-            verdict = "is slower" if row.fp32_ratio_low > 1 else "is not faster"
-            times = _times(row.fp32_ratio, row.fp32_ratio_low, row.fp32_ratio_high, " of its time")
-            where = f"{row.device} at batch {row.batch_size}"
-            lines.append(f"{f'{row.file}: ' if several else ''}{row.precision} {verdict} than fp32 on {where}: {times}")
+        low, high = row.fp32_ratio_low, row.fp32_ratio_high
+        assert low is not None
+        assert high is not None
+        if high < 1:
+            continue
+        verdict = "is slower" if low > 1 else "is not faster" if low >= NO_GAIN else "may be no faster"
+        times = _times(row.fp32_ratio, low, high, " of its time") + ("" if low >= NO_GAIN else "; time it longer")
+        line = f"{row.precision} {verdict} than fp32 on {row.device} at batch {row.batch_size}: {times}"
+        lines.append(f"{row.file}: {line}" if several else line)
     return lines
 
 

@@ -392,6 +392,9 @@ def test_where_a_lower_precision_is_not_faster_is_said():
     assert notes([FP32, lower(1.5, 1.6, 1.7, precision="fp16", batch_size=8)]) == [
         "fp16 is slower than fp32 on d at batch 8: 1.60 of its time (1.50-1.70)"
     ]
+    assert notes([FP32, lower(0.87, 0.91, 1.06)]) == [
+        "int8 may be no faster than fp32 on d at batch 1: 0.91 of its time (0.87-1.06); time it longer"
+    ]
     assert notes([FP32, lower(0.4, 0.5, 0.99)]) == []
     assert notes([FP32, lower(None, None, None)]) == []
     several = notes([FP32, lower(1, 1, 1), lower(0.5, 0.5, 0.5, file="c.onnx"), lower(2, 2, 2, file="c.onnx")])
@@ -425,7 +428,7 @@ def test_a_table_shows_names_as_they_are(capsys):
     assert "1.90-123" in out
     assert "0.0123 (1.0000-1.0000)" in out
     assert "cannot run" in out
-    assert "no [/way]" in out
+    assert r"no [/way] \x1b[2J" in out
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
