@@ -73,6 +73,7 @@ def export_module(
     size = stored_size or resolution
     how = Preprocessing(mean, std, flip=False)
     train = None if data is None else load_images(data, "train", size=size, classes=None if classes is None else tuple(classes))
+    size = size if train is None else train.size  # named data sets come in a size of their own
     net = net.eval()
     names = list(train.classes) if train is not None else list(classes or [])
     source = _describe(net, resolution, size, how, names, train, {"name": Path(out).resolve().name, "data": _source_name(data)})

@@ -188,9 +188,7 @@ def tiny():
 
 def test_a_file_of_other_weights_is_not_packed(tmp_path):
     blocks, net = tiny()
-    weights = fold(net)
-    weights["final.weight"] = weights["final.weight"] * 1.01
-    content = emit(blocks, weights)
+    content = emit(blocks, {name: 1.01 * weight for name, weight in fold(net).items()})
     with pytest.raises(ParityError, match="differs from PyTorch by"):
         pack(tmp_path / "out", content, source_of(net, SPACE.resolution(SPACE.smallest)), reference=content)
     assert not (tmp_path / "out").exists()
