@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from deploy.integrity import MANIFEST, format_manifest, parse_manifest, read_arrays
+from deploy.model_record import check_record
 from ofa.artefacts import ArtefactError, parse_json, read_bounded, write_all
 
 MODEL_SCHEMA = "ofa.model/2"
@@ -36,7 +36,7 @@ PARTS = (
 NEEDED = ("model.onnx", "model.json")
 LARGE = ("model.onnx", "model.safetensors")
 MAX_LARGE_BYTES, MAX_BYTES = 2**31, 256 * 2**20  # protobuf ends at 2 GiB
-PRECISIONS = ("fp32", "fp16", "int8", "a16w8")
+MAX_GOLDEN = 1000
 
 
 class Bundle:
@@ -82,6 +82,32 @@ class Bundle:
         return read_arrays(self.read(name), self.path / name)
 
     @cached_property
+    def golden(self) -> dict[str, NDArray[Any]]:
+        """golden.npz: `images` (n, stored_size, stored_size, 3) uint8, `logits` (n, classes), `tolerance` () in (0, 1).
+
+        Raises:
+            ArtefactError: as `arrays`; or naming what is missing or of another shape.
+        """
+        golden, path = self.arrays("golden.npz"), self.path / "golden.npz"
+        size, classes = self.record["preprocess"]["stored_size"], len(self.record["classes"])
+        n = len(golden["images"]) if "images" in golden and golden["images"].ndim else 0
+        wanted = {"images": ((n, size, size, 3), "u"), "logits": ((n, classes), "f"), "tolerance": ((), "f")}
+        for name, (shape, kind) in wanted.items():
+            if name not in golden or not 0 < n <= MAX_GOLDEN:
+                raise ArtefactError(
+                    f"{path}: holds {n} images, expected up to {MAX_GOLDEN} with logits and tolerance; export it again"
+                )
+            if golden[name].shape != shape or golden[name].dtype.kind != kind:
+                raise ArtefactError(
+                    f"{path}: {name} are {golden[name].dtype} {golden[name].shape}, expected {shape}; export it again"
+                )
+        if not 0 < golden["tolerance"] < 1:
+            raise ArtefactError(
+                f"{path}: tolerance is {golden['tolerance']}, expected a share of the largest logit; export it again"
+            )
+        return golden
+
+    @cached_property
     def record(self) -> dict[str, Any]:
         """model.json, checked field by field.
 
@@ -90,7 +116,7 @@ class Bundle:
         """
         path = self.path / "model.json"
         record = parse_json(self.read("model.json"), path, schema=MODEL_SCHEMA)
-        _check_record(record, path)
+        check_record(record, path)
         if record["sha256"] != self.digests["model.onnx"]:
             raise ArtefactError(f"{path}: is of another model.onnx (its sha256 is {record['sha256'][:16]}...); export it again")
         return record
@@ -183,58 +209,3 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _check_record(record: dict[str, Any], path: Path) -> None:
-    """Refuse a model.json that lacks what its readers need, by name."""
-    number, text, none = (int, float), str, type(None)
-    kinds: dict[str, tuple[type, ...]] = {
-        "sha256": (text,),
-        "size_bytes": (int,),
-        "precision": (text,),
-        "opset": (int,),
-        "ir_version": (int,),
-        "layers": (dict,),
-        "space": (text, none),
-        "arch": (dict, none),
-        "classes": (list,),
-        "preprocess": (dict,),
-        "weights_sha256": (text, none),
-        "limits": (list,),
-        "predicted": (dict,),
-        "devices": (dict,),
-        "versions": (dict,),
-        "host": (dict,),
-        "parity_error": number,
-        "quantisation": (dict, none),
-    }
-    for name, kind in kinds.items():
-        if name not in record or not isinstance(record[name], kind) or isinstance(record[name], bool):
-            raise _damaged(path, name, record.get(name), " or ".join("null" if k is none else k.__name__ for k in kind))
-    pre = record["preprocess"]
-    stats = [value for name in ("mean", "std") for value in (pre.get(name) if isinstance(pre.get(name), list) else [])]
-    sound = {
-        "precision": (record["precision"] in PRECISIONS, f"one of: {', '.join(PRECISIONS)}"),
-        "classes": (record["classes"] and all(isinstance(c, str) for c in record["classes"]), "the names of the classes"),
-        "limits": (all(isinstance(limit, str) for limit in record["limits"]), "limits such as 'macs <= 1M'"),
-        "predicted": (all(map(_is_number, record["predicted"].values())), "numbers"),
-        "devices": (all(isinstance(device, dict) for device in record["devices"].values()), "the fields of each device"),
-        "preprocess": (
-            all(isinstance(pre.get(name), int) and 0 < pre[name] <= 2**16 for name in ("resolution", "stored_size"))
-            and len(stats) == 6
-            and all(map(_is_number, stats))
-            and all(value > 0 for value in stats[3:]),
-            "resolution, stored_size, mean and std",
-        ),
-    }
-    for name, (ok, expected) in sound.items():
-        if not ok:
-            raise _damaged(path, name, record[name], expected)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _damaged(path: Path, name: str, value: object, expected: str) -> ArtefactError:
-    return ArtefactError(f"{path}: {name} is {str(value)[:100]!r}, expected {expected}; the file is damaged")

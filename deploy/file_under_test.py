@@ -79,7 +79,7 @@ class FileUnderTest:
 
     def check_file(self) -> list[Check]:
         """Whether the bundle is whole, and computes on this machine what it did where it was exported."""
-        golden = self.bundle.arrays("golden.npz")
+        golden = self.bundle.golden
         found = self.session.run(preprocessed(golden["images"], self.record["preprocess"]).numpy())
         off, tolerance = relative_error(found, golden["logits"]), float(golden["tolerance"])
         whole = (

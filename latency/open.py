@@ -10,7 +10,7 @@ from latency.formats import by_size
 from latency.predictor import SCHEMA as PREDICTOR
 from latency.predictor import LatencyPredictor
 from latency.table import LatencyTable
-from ofa.artefacts import MAX_JSON_BYTES, ArtefactError
+from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, read_bounded
 from ofa.space import SearchSpace
 
 LatencyModel = LatencyTable | LatencyPredictor
@@ -33,7 +33,7 @@ def open_latency(path: Path, space: SearchSpace) -> LatencyModel:
 
 def _schema(path: Path) -> str:
     try:
-        value = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_JSON_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_bounded(path, what="a latency table", limit=MAX_JSON_BYTES))
+    except (ValueError, RecursionError, MemoryError):
         return ""
     return str(value.get("schema")) if isinstance(value, dict) else ""

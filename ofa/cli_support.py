@@ -39,6 +39,8 @@ def command(function: Callable[..., Path | None]) -> Callable[..., None]:
             _fail(
                 "interrupted; what was finished is kept: give the same command again (for train, with --resume auto)", INTERRUPTED
             )
+        except MemoryError:
+            _fail("there is not enough memory for this; is one of the files much larger than it should be?", 1)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say to it
             raise typer.Exit(1) from None

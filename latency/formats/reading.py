@@ -39,7 +39,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(read_text(path), object_pairs_hook=distinct)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, ArtefactError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

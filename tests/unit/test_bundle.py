@@ -169,7 +169,8 @@ def test_too_large_a_part_is_refused_before_it_is_read(folder):
 
 @pytest.mark.parametrize(
     "change",
-    [{"precision": "fp4"}, {"classes": []}, {"classes": [1]}, {"preprocess": {}}, {"parity_error": True}, {"opset": None},
+    [{"precision": "fp4"},
+        {"precision": f"a{'9' * 5000}w8"}, {"layers": {"stem": "int3"}}, {"layers": {"stem": None}}, {"classes": []}, {"classes": [1]}, {"preprocess": {}}, {"parity_error": True}, {"opset": None},
      {"predicted": {"macs": "few"}}, {"limits": [3]}, {"devices": {"x": 3}}, {"space": 3},
      {"preprocess": {"resolution": 2**40, "stored_size": 36, "mean": [0.5] * 3, "std": [0.2] * 3}},
      {"preprocess": {"resolution": 32, "stored_size": 36, "mean": [0.5] * 3, "std": [0.2, 0.2, 0]}}],
@@ -177,8 +178,54 @@ def test_too_large_a_part_is_refused_before_it_is_read(folder):
 def test_a_record_that_its_readers_could_not_use_is_refused_by_field(tmp_path, change):
     files = parts() | {"model.json": json.dumps(record_of(parts()["model.onnx"], **change)).encode()}
     write_bundle(tmp_path, files)
-    with pytest.raises(ArtefactError, match=rf"model.json: {next(iter(change))} is .*; the file is damaged"):
+    with pytest.raises(ArtefactError, match=rf"model.json: {next(iter(change))}.* is .*; the file is damaged"):
         _ = open_bundle(tmp_path).record
+
+
+QUANTISED = {"images": 100, "split": "validation", "top1": 0.8, "top1_fp32": 0.81, "agreement": 0.97, "sqnr_db": 20.5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"quantisation": {}}, {"quantisation": QUANTISED | {"split": "[x](y)"}}, {"quantisation": QUANTISED | {"agreement": 2.0}},
+     {"arch": {"depth": 2}}, {"arch": {"depth": [2]}, "space": "s"}, {"data": 3}, {"top1_validation": None}, {"sha256": "x"}],
+)  # fmt: skip
+def test_facts_that_the_card_could_not_tell_are_refused(tmp_path, change):
+    write_bundle(tmp_path, parts(quantisation=QUANTISED, top1_validation=0.7, data="digits", space="s", arch={"depth": 2}))
+    assert open_bundle(tmp_path).record["quantisation"] == QUANTISED
+    write_bundle(tmp_path, parts(**change))
+    with pytest.raises(ArtefactError, match=r"model.json: .*; the file is damaged") as caught:
+        _ = open_bundle(tmp_path).record
+    assert "\n" not in str(caught.value)
+
+
+GOLDEN = {
+    "images": np.zeros((3, 36, 36, 3), np.uint8),
+    "logits": np.ones((3, 2), np.float32),
+    "tolerance": np.array(0.01, np.float32),
+}
+
+
+def test_golden_output_is_read(tmp_path):
+    write_bundle(tmp_path, parts() | {"golden.npz": _npz(**GOLDEN, reference=np.ones((3, 2), np.float32))})
+    golden = open_bundle(tmp_path).golden
+    np.testing.assert_array_equal(golden["logits"], GOLDEN["logits"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"images": None}, {"logits": None}, {"tolerance": None}, {"images": np.zeros((0, 36, 36, 3), np.uint8)}, {"images": np.array(3)},
+     {"images": np.zeros((3, 36, 36), np.uint8)}, {"images": np.zeros((3, 36, 36, 3), np.float32)}, {"logits": np.ones((3, 3), np.float32)},
+     {"images": np.zeros((3, 32, 32, 3), np.uint8)}, {"logits": np.ones((2, 2), np.float32)}, {"tolerance": np.ones(2, np.float32)},
+     {"tolerance": np.array(np.nan, np.float32)}, {"tolerance": np.array(np.inf, np.float32)}, {"tolerance": np.array(0, np.float32)},
+     {"images": np.zeros((5000, 36, 36, 3), np.uint8)}],
+)  # fmt: skip
+def test_golden_output_that_could_not_be_compared_is_refused(tmp_path, change):
+    arrays = {name: value for name, value in {**GOLDEN, **change}.items() if value is not None}
+    write_bundle(tmp_path, parts() | {"golden.npz": _npz(**arrays)})
+    with pytest.raises(ArtefactError, match=r"golden.npz: .*; export it again") as caught:
+        _ = open_bundle(tmp_path).golden
+    assert "\n" not in str(caught.value)
 
 
 def test_a_record_of_another_model_or_schema_is_refused(tmp_path):

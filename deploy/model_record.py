@@ -1,0 +1,95 @@
+"""The fields of model.json: what whoever reads an exported file may rely on, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deploy.precision import grid_of
+from ofa.artefacts import ArtefactError
+
+
+def _precision(name: str) -> str:
+    grid_of(name)
+    return name
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=1, le=2**12)]  # an image takes 200 MB then
+Precision = Annotated[str, AfterValidator(_precision)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+
+class Preprocess(_Part):
+    """From an image to the network's input."""
+
+    stored_size: Pixels
+    resolution: Pixels
+    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+
+
+class Quantisation(_Part):
+    """What leaving fp32 cost, on so many images."""
+
+    images: Annotated[int, Field(ge=1)]
+    split: Annotated[str, Field(pattern=r"^[a-z]+$")]
+    top1: Share
+    top1_fp32: Share
+    agreement: Share
+    sqnr_db: Finite
+
+
+class ModelRecord(_Part):
+    """model.json; further fields are notes."""
+
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=1)]
+    precision: Precision
+    opset: int
+    ir_version: int
+    layers: dict[str, Precision]
+    space: str | None
+    arch: dict[str, int | float | str] | None
+    classes: Annotated[list[str], Field(min_length=1)]
+    preprocess: Preprocess
+    weights_sha256: str | None
+    limits: list[str]
+    predicted: dict[str, Finite]
+    devices: dict[str, dict[str, Any]]
+    versions: dict[str, Any]
+    host: dict[str, Any]
+    parity_error: Finite
+    quantisation: Quantisation | None
+    data: str | None = None
+    top1_validation: Share = Field(default=0.0, description="absent where the weights are not the search's")
+
+    @model_validator(mode="after")
+    def _has_both_or_neither(self) -> ModelRecord:
+        if (self.space is None) != (self.arch is None):
+            raise ValueError("an architecture needs its space, a space its architecture")
+        return self
+
+
+def check_record(record: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model.json that lacks what its readers need.
+
+    Raises:
+        ArtefactError: naming the field that is wrong.
+    """
+    try:
+        ModelRecord.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "arch"
+        value = "missing" if first["type"] == "missing" else repr(first["input"])[:100]
+        raise ArtefactError(f"{path}: {where} is {value}: {first['msg']}; the file is damaged") from None
