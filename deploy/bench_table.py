@@ -40,13 +40,14 @@ def show_table(rows: Sequence[BenchRow]) -> None:
     if not console.is_terminal:
         console = Console(width=1000)  # a file has no edge to fold names at
     for device in dict.fromkeys(row.device for row in rows):
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{device}, {cpu_model()}", title_justify="left")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for name in HEADER:
             table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
         mine = [row for row in rows if row.device == device]
         for row, after in zip(mine, [*mine[1:], None], strict=True):
             ends = after is not None and after.batch_size != row.batch_size
             table.add_row(*(escape(shown(cell)) for cell in _cells(row)), end_section=ends)
+        console.print(shown(f"{device}, {cpu_model()}"), markup=False, highlight=False, soft_wrap=True)
         console.print(table, highlight=False)
     for line in notes(rows):
         console.print(shown(line), markup=False, highlight=False, soft_wrap=True)

@@ -420,7 +420,7 @@ def test_a_table_shows_names_as_they_are(capsys):
     show_table(
         [
             dataclasses.replace(FP32, file=name, high_ms=123.4, ratio=0.0123),
-            BenchRow(name, "other", "int8", 8, 9, error="no [/way]"),
+            BenchRow(name, "other", "int8", 8, 9, error="no [/way] \x1b[2J"),
         ]
     )
     out = capsys.readouterr().out
