@@ -3,8 +3,8 @@
 JSON for what is decided, JSON lines for what grows. A file is written to a temporary name beside its target, flushed to
 disk and renamed, so that a crash or a full disk leaves the old file as it was.
 
-What must not change unnoticed is sealed: its last field, "seal", is the SHA-256 of the file's bytes with these 64 digits as
-zeros. A file without one, written by hand or by an older version, is read as it is.
+What must not change unnoticed is sealed (ofa.json_text); a file without a seal, written by hand or by an older version, is read
+as it is.
 """
 
 from __future__ import annotations
@@ -14,19 +14,15 @@ import hashlib
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ofa import json_text
 from ofa.errors import OfaError
 
 MAX_JSON_BYTES = 64 * 2**20  # in memory it can take twenty times as much; the largest of ours have ten
-SEAL, BLANK = "seal", "0" * 64
-_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_SEALED = re.compile(rb'"seal": "([0-9a-f]{64})"\s*\}\s*\Z')
 
 
 class ArtefactError(OfaError):
@@ -80,17 +76,13 @@ def sync_directory(path: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, sealed: bool = False) -> None:
-    """Write a JSON object atomically. NaN and infinity are refused: other readers could not parse them."""
+    """Write a JSON object atomically, with a seal if it must not change unnoticed. NaN and infinity are refused."""
     write_bytes(path, format_json(value, sealed=sealed))
 
 
 def format_json(value: Mapping[str, Any], *, sealed: bool = False) -> bytes:
     """Return a JSON object as it is written, with a seal if it must not change unnoticed."""
-    if not sealed:
-        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-    blank = format_json({**value, SEAL: BLANK})
-    head, _, tail = blank.rpartition(BLANK.encode())
-    return head + hashlib.sha256(blank).hexdigest().encode() + tail
+    return json_text.sealed(value) if sealed else json_text.dumps(value)
 
 
 def read_json(path: Path, *, schema: str) -> dict[str, Any]:
@@ -143,65 +135,18 @@ def parse_object(content: bytes, path: Path, *, what: str) -> dict[str, Any]:
         ArtefactError: if it is not JSON, no object, holds a name twice, or was changed after it was sealed.
     """
     try:
-        value = _loads(content)
+        value = json_text.loads(content)
     except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtefactError(f"{path}: not valid JSON ({reason}); it is damaged or not {what}") from None
     if not isinstance(value, dict):
         raise ArtefactError(f"{path}: holds a {type(value).__name__}, expected {what}")
-    if _is_changed(value, content):
+    if json_text.is_changed(value, content):
         raise ArtefactError(
-            f'{path}: changed after it was written, it is damaged; if the change is yours, remove its last field, "{SEAL}"'
+            f"{path}: changed after it was written, it is damaged; "
+            f'if the change is yours, remove its last field, "{json_text.SEAL}"'
         )
-    value.pop(SEAL, None)
-    return value
-
-
-def _loads(content: bytes) -> Any:
-    """Parse JSON that every reader can use: ValueError for NaN, numbers beyond a float, half characters, a name given twice."""
-    shape = content.translate(_DIGITS, b"+")  # asking of every number is slow, of most files there is nothing to ask
-    huge = b"e000" in shape or b"0" * 308 in shape
-    exact: dict[str, Any] = {"parse_float": _finite, "parse_int": _finite_int} if huge else {}
-    value = json.loads(content, object_pairs_hook=distinct, parse_constant=_no_number, **exact)
-    if _SURROGATE.search(content):  # half a character, which nothing could print or write
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
-def _is_changed(value: dict[str, Any], content: bytes) -> bool:
-    """Whether an object does not agree with its seal; one without a seal, written by hand, does."""
-    last = next(reversed(value), "")
-    if SEAL not in value:  # whose name may be what was damaged
-        return bool(re.fullmatch("[0-9a-f]{64}", str(value.get(last)))) and not last.endswith("sha256")
-    found = _SEALED.search(content, max(0, len(content) - 200))
-    if found is None:
-        return True
-    blank = content[: found.start(1)] + BLANK.encode() + content[found.end(1) :]
-    return hashlib.sha256(blank).hexdigest() != value[SEAL]
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(f"holds {word}, which is no number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"holds {digits[:20]}..., which is too large")
-    return value
-
-
-def _finite_int(digits: str) -> int:
-    _finite(digits)  # which every reader may make of it
-    return int(digits)
-
-
-def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs; of a name given twice, readers would believe one or the other."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"holds {next(name for name in names if names.count(name) > 1)!r} twice")
+    value.pop(json_text.SEAL, None)
     return value
 
 
@@ -227,9 +172,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open("rb") as file:
-        for line in file:
+        while line := file.readline(MAX_JSON_BYTES):
             with contextlib.suppress(ValueError, RecursionError):
-                record = _loads(line)
+                record = json_text.loads(line)
                 if isinstance(record, dict):
                     yield record
 

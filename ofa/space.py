@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.artefacts import SEAL
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
+from ofa.json_text import SEAL
 
 Value = int | float | str
 Population = NDArray[np.int16]  # (n, dimensions) option indices

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ofa.artefacts import ArtefactError, distinct
+from ofa.artefacts import ArtefactError
+from ofa.json_text import distinct
 from ofa.space import Dimension
 
 MAX_BYTES = 64 * 2**20

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ofa.artefacts import BLANK, ArtefactError, format_json, read_json, write_all, write_json
+from ofa.artefacts import ArtefactError, format_json, read_json, write_all, write_json
+from ofa.json_text import BLANK
 
 VALUE = {"schema": "s/1", "name": "kühl", "values": {"a.kernel_size": 3, "b": 2.5}, "list": [1, None, True, "x"]}
 
@@ -114,3 +115,10 @@ def test_a_pipe_is_read_no_further_than_a_file_may_be_large(tmp_path, monkeypatc
     for source in (Path("/dev/zero"), tmp_path / "large.json"):
         with pytest.raises(ArtefactError, match=r"larger than 0 MiB, expected a s/1 file"):
             read_json(source, schema="s/1")
+
+
+def test_a_name_given_twice_among_very_many_is_found_at_once(tmp_path):
+    names = [f'"{i}": 0' for i in range(200_000)] + ['"199999": 1']
+    (tmp_path / "a.json").write_text("{" + ", ".join(names) + "}")
+    with pytest.raises(ArtefactError, match="holds '199999' twice"):
+        read_json(tmp_path / "a.json", schema="s/1")
