@@ -1,11 +1,13 @@
 """PyTorch, eagerly: the operators of an ONNX file as torch functions, one after the other, as an undeployed network runs.
 
-It knows the operators that deploy/emit.py writes in fp32; another is another entry of OPERATORS.
+It knows the operators that deploy/emit.py writes in any precision; another is another entry of OPERATORS. Integers are computed
+as the standard says, each pair that quantises and dequantises by itself, in float between: an independent check of what another
+runtime makes of a file. What a Program computes has gradients, so that fine-tuning (deploy/finetune.py) trains what ships.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from deploy.runtimes import ModelError, first_line, require
 
 VERSION: str = torch.__version__
 Ints = list[int] | tuple[int, ...]
+Operators = Mapping[str, Callable[..., Tensor]]
 NO_PADS = (0, 0, 0, 0)  # top, left, bottom, right
 
 
@@ -37,8 +40,72 @@ class Step:
     spent: list[str]
 
 
-class TorchSession:
+class Program:
     """An ONNX graph with one input and one output as a list of calls."""
+
+    def __init__(self, model: bytes, operators: Operators | None = None) -> None:
+        """Read a file; `operators` take the place of those of OPERATORS that have their names."""
+        try:
+            graph = onnx.load_from_string(model).graph
+        except Exception as error:  # protobuf's errors share no base with onnx's
+            raise ModelError(f"not an ONNX model ({first_line(error)})") from None
+        self.constants: dict[str, Tensor | None] = {"": None}  # an input that a node leaves out has an empty name
+        self.constants.update({t.name: _channels_last(torch.tensor(numpy_helper.to_array(t))) for t in graph.initializer})
+        inputs = [value.name for value in graph.input if value.name not in self.constants]
+        if len(inputs) != 1 or len(graph.output) != 1:
+            raise ModelError("model does not have exactly one input and one output")
+        self._input, self._output = inputs[0], graph.output[0].name
+        self._steps = self._plan(graph.node, {**OPERATORS, **(operators or {})})
+
+    def __call__(
+        self,
+        images: Tensor,
+        given: Mapping[str, Tensor] | None = None,
+        visit: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Compute the output.
+
+        Args:
+            images: the input.
+            given: tensors to use in place of the constants of these names, such as weights that are being trained.
+            visit: called with every tensor's name and value as soon as it is computed; what it returns takes its place.
+        """
+        tensors = {**self.constants, **(given or {}), self._input: images}
+        for step in self._steps:
+            value = step.function(*[tensors[name] for name in step.inputs], **step.attributes)
+            tensors[step.output] = value if visit is None else visit(step.output, value)
+            for name in step.spent:
+                del tensors[name]
+        out = tensors[self._output]
+        assert out is not None
+        return out
+
+    def _plan(self, nodes: Iterable[onnx.NodeProto], operators: Operators) -> list[Step]:
+        """Compute what depends on constants alone; return the rest as steps."""
+        steps: list[Step] = []
+        for node in nodes:
+            op = f"{node.domain}.{node.op_type}".lstrip(".")
+            if op not in OPERATORS:
+                raise ModelError(f"operator {op} is not one that torch_eager runs; it has: {', '.join(OPERATORS)}")
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            inputs, output = list(node.input), node.output[0]
+            if all(name in self.constants for name in inputs):
+                try:
+                    value = OPERATORS[op](*[self.constants[name] for name in inputs], **attributes)
+                except Exception as error:
+                    raise ModelError(f"operator {op} of constants does not run ({first_line(error)})") from None
+                self.constants[output] = _channels_last(value)
+            else:
+                steps.append(Step(operators[op], inputs, attributes, output, []))
+        needed = {self._output, *self.constants}
+        for step in reversed(steps):
+            step.spent.extend(set(step.inputs) - needed)
+            needed.update(step.inputs)
+        return steps
+
+
+class TorchSession:
+    """A program on a number of threads, without gradients."""
 
     def __init__(self, model: bytes, device: DeviceSpec) -> None:
         require(device, "provider", ("cpu",), "PyTorch runtime")
@@ -49,17 +116,7 @@ class TorchSession:
                 f"device {device.name}: provider_options {device.provider_options}, torch_eager has none; drop them"
             )
         self._num_threads = device.num_threads
-        try:
-            graph = onnx.load_from_string(model).graph
-        except Exception as error:  # protobuf's errors share no base with onnx's
-            raise ModelError(f"not an ONNX model ({first_line(error)})") from None
-        self._tensors: dict[str, Tensor | None] = {"": None}  # constants; an input that a node leaves out has an empty name
-        self._tensors.update({t.name: _channels_last(torch.tensor(numpy_helper.to_array(t))) for t in graph.initializer})
-        inputs = [value.name for value in graph.input if value.name not in self._tensors]
-        if len(inputs) != 1 or len(graph.output) != 1:
-            raise ModelError("model does not have exactly one input and one output")
-        self._input, self._output = inputs[0], graph.output[0].name
-        self._steps = self._plan(graph.node)
+        self._program = Program(model)
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._forward(torch.from_numpy(inputs)).numpy()
@@ -71,41 +128,11 @@ class TorchSession:
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
-        tensors = {**self._tensors, self._input: images}
         try:
             with _threads(self._num_threads):
-                for step in self._steps:
-                    tensors[step.output] = step.function(*[tensors[name] for name in step.inputs], **step.attributes)
-                    for name in step.spent:
-                        del tensors[name]
+                return self._program(images)
         except Exception as error:
             raise ModelError(f"model does not run on input {tuple(images.shape)} ({first_line(error)})") from None
-        out = tensors[self._output]
-        assert out is not None
-        return out
-
-    def _plan(self, nodes: Iterable[onnx.NodeProto]) -> list[Step]:
-        """Compute what depends on constants alone; return the rest as steps."""
-        steps: list[Step] = []
-        for node in nodes:
-            op = f"{node.domain}.{node.op_type}".lstrip(".")
-            if op not in OPERATORS:
-                raise ModelError(f"operator {op} is not one that torch_eager runs; it has: {', '.join(OPERATORS)}")
-            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            step = Step(OPERATORS[op], list(node.input), attributes, node.output[0], [])
-            if all(name in self._tensors for name in step.inputs):
-                try:
-                    value = step.function(*[self._tensors[name] for name in step.inputs], **attributes)
-                except Exception as error:
-                    raise ModelError(f"operator {op} of constants does not run ({first_line(error)})") from None
-                self._tensors[step.output] = _channels_last(value)
-            else:
-                steps.append(step)
-        needed = {self._output, *self._tensors}
-        for step in reversed(steps):
-            step.spent.extend(set(step.inputs) - needed)
-            needed.update(step.inputs)
-        return steps
 
 
 @contextmanager
@@ -185,6 +212,24 @@ def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     return x.reshape(x.shape[:axis].numel(), -1)
 
 
+def _cast(x: Tensor, *, to: int) -> Tensor:
+    return x.to(torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(to))).dtype)
+
+
+def _quantize_linear(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    bounds = torch.iinfo(zero_point.dtype)
+    steps = (x / scale).round_().add_(zero_point.to(x.dtype))  # rounds halves to even, as the standard does
+    return steps.clamp_(bounds.min, bounds.max).to(zero_point.dtype)
+
+
+def _dequantize_linear(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1) -> Tensor:
+    zero = torch.zeros_like(scale) if zero_point is None else zero_point.to(scale.dtype)
+    if scale.ndim:  # one for each index of an axis
+        shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return (x.to(scale.dtype) - zero) * scale
+
+
 def _constant_of_shape(shape: Tensor, *, value: onnx.TensorProto) -> Tensor:
     return torch.tensor(numpy_helper.to_array(value)).expand(shape.tolist()).clone()
 
@@ -192,9 +237,11 @@ def _constant_of_shape(shape: Tensor, *, value: onnx.TensorProto) -> Tensor:
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Add": torch.add,
     "AveragePool": _average_pool,
+    "Cast": _cast,
     "Clip": _clip,
     "ConstantOfShape": _constant_of_shape,
     "Conv": _conv,
+    "DequantizeLinear": _dequantize_linear,
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
@@ -203,6 +250,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Identity": lambda x: x,
     "MaxPool": _max_pool,
     "Mul": torch.mul,
+    "QuantizeLinear": _quantize_linear,
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
 }

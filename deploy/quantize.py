@@ -1,0 +1,220 @@
+"""Static quantisation that keeps its accuracy: ranges by what they cost, biases corrected, costly layers left in float.
+
+Every choice is made by the error of the logits on calibration images that the ranges were not taken from; top-1 on validation
+images only says when to stop. Every figure is one of the emitted file, as ONNX Runtime runs it on the processor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.bias_correction import corrected
+from deploy.calibration import METHODS, activation_ranges, scales_of
+from deploy.device import get_device
+from deploy.emit import emit, layer_names
+from deploy.graphs import Scales, Weights
+from deploy.precision import PrecisionError, grid_of
+from deploy.runtimes import open_session
+from ofa.block_spec import BlockSpec
+from ofa.errors import OfaError
+from ofa.progress import progress, say
+
+Images = NDArray[np.float32]  # preprocessed, (n, 3, r, r)
+Logits = NDArray[np.float32]  # (n, classes)
+Predict = Callable[[Images], Logits]
+DEVICE = "ort_cpu_1t"  # of fp32 files by name, but it runs any: this is about accuracy
+LEAST_IMAGES = 8
+HELD_BACK = 4  # one calibration image in so many
+BIAS_IMAGES = 64  # with more, corrections do not get better (docs/benchmarks.md)
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Something that was tried: the error of its logits on calibration images, and top-1 where that was measured."""
+
+    what: str
+    error: float  # mean squared difference from fp32's logits over their mean square
+    top1: float | None = None
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How to write a network in integers, and what that costs."""
+
+    weights: Weights = field(repr=False)  # biases corrected if that paid
+    scales: Scales = field(repr=False)
+    layers: dict[str, str]  # exceptions: those asked for, and "fp32" for those that were left in float
+    method: str  # how ranges were found; "given" = before
+    bias_corrected: bool
+    top1_fp32: float  # on the judge's images, in [0, 1]
+    top1_quantised: float
+    agreement: float  # share of them that both files put into the same class
+    sqnr_db: float  # of the logits on them: fp32's mean square over that of the difference
+    tried: tuple[Trial, ...]
+
+    @property
+    def drop(self) -> float:
+        return self.top1_fp32 - self.top1_quantised
+
+
+def quantize(
+    blocks: Mapping[str, BlockSpec],
+    weights: Weights,
+    calibration: Iterable[Images],
+    judge: Callable[[Predict], float],
+    *,
+    precision: str = "int8",
+    max_drop: float = 0.005,
+    layers: Mapping[str, str] | None = None,
+    scales: Scales | None = None,
+    reference: Weights | None = None,
+) -> Quantised:
+    """Choose scales for a network in integers, and the layers that stay in float.
+
+    Args:
+        blocks: name -> block, in execution order.
+        weights: folded weights.
+        calibration: batches of preprocessed training images; 256 to 512 images do.
+        judge: top-1 in [0, 1] of what maps images to logits, on validation images, always the same ones in the same order.
+        precision: of the network, in integers (deploy.precision).
+        max_drop: top-1 that may be lost; while more is, one layer after the other is left in float. math.inf: none is.
+        layers: layer -> its own precision; these are not touched.
+        scales: grids that are known already, such as those of fine-tuning; None = calibrate.
+        reference: weights of the fp32 network that the result is held against; None = `weights`.
+
+    Raises:
+        OfaError: if there are too few images, the precision is none in integers, or no choice of layers loses so little.
+    """
+    if grid_of(precision) is None:
+        raise PrecisionError(f"precision {precision} is none in integers, expected int8, a16w8, ...; it needs no calibration")
+    known, held_back = _split(calibration)
+    bench = _Bench(blocks, weights, precision, emit(blocks, weights if reference is None else reference), held_back)
+    found = {"given": scales} if scales is not None else _calibrated(blocks, weights, known, precision)
+    choices = {method: _Choice(weights, grids, dict(layers or {})) for method, grids in found.items()}
+    tried = [Trial(f"ranges: {method}", bench.error(choice)) for method, choice in choices.items()]
+    best = min(tried, key=lambda trial: trial.error)
+    method = list(choices)[tried.index(best)]
+    choice, biased = choices[method], bench.corrected(choices[method])
+    tried.append(Trial("biases corrected", bench.error(biased)))
+    pays = tried[-1].error < best.error
+    choice = biased if pays else choice
+
+    top1_fp32, expected = _judged(bench.fp32, judge)
+    top1, logits = _judged(bench.write(choice), judge)
+    tried.append(Trial(f"all in {precision}", bench.error(choice), top1))
+    if top1_fp32 - top1 > max_drop:
+        in_float = replace(choice, weights=weights, layers={**dict.fromkeys(layer_names(blocks), "fp32"), **choice.layers})
+        least = top1_fp32 - _judged(bench.write(in_float), judge)[0]
+        if least > max_drop:
+            raise OfaError(
+                f"{precision} loses {100 * least:.2f} points of top-1 even with its layers in float, expected at most "
+                f"{100 * max_drop:.2f}; allow a larger drop, fine-tune, or choose a16w8 or fp32"
+            )
+    while top1_fp32 - top1 > max_drop:
+        layer = bench.costliest(choice)
+        choice = replace(choice, weights=weights, layers={**choice.layers, layer: "fp32"})
+        choice = bench.corrected(choice) if pays else choice
+        top1, logits = _judged(bench.write(choice), judge)
+        tried.append(Trial(f"{layer} in float", bench.error(choice), top1))
+        say(f"{layer} stays in float: error of the logits {tried[-2].error:.2e} -> {tried[-1].error:.2e}, top-1 {top1:.4f}")
+    return Quantised(
+        weights=choice.weights,
+        scales=choice.scales,
+        layers=choice.layers,
+        method=method,
+        bias_corrected=pays,
+        top1_fp32=top1_fp32,
+        top1_quantised=top1,
+        agreement=float((logits.argmax(1) == expected.argmax(1)).mean()),
+        sqnr_db=-10 * math.log10(max(relative_error(logits, expected), 1e-30)),
+        tried=tuple(tried),
+    )
+
+
+def relative_error(found: Logits, expected: Logits) -> float:
+    """Mean squared difference over the mean square of what was expected."""
+    difference, size = np.square(found - expected, dtype=np.float64).mean(), np.square(expected, dtype=np.float64).mean()
+    return float(difference / max(size, 1e-30))
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """One way to write the network."""
+
+    weights: Weights
+    scales: Scales
+    layers: dict[str, str]
+
+
+class _Bench:
+    """Writes choices and finds the error of their logits on images that no range was taken from."""
+
+    def __init__(self, blocks: Mapping[str, BlockSpec], weights: Weights, precision: str, fp32: bytes, held_back: Images) -> None:
+        self.blocks, self.weights, self.precision = blocks, weights, precision
+        self.fp32, self.held_back = fp32, held_back
+        self.expected = _logits(fp32, held_back)
+
+    def write(self, choice: _Choice) -> bytes:
+        return emit(self.blocks, choice.weights, precision=self.precision, scales=choice.scales, layers=choice.layers)
+
+    def error(self, choice: _Choice) -> float:
+        return relative_error(_logits(self.write(choice), self.held_back), self.expected)
+
+    def corrected(self, choice: _Choice) -> _Choice:
+        """Return a choice of the weights of before with its biases corrected."""
+        fp32 = emit(self.blocks, self.weights)
+        content = self.write(replace(choice, weights=self.weights))
+        return replace(choice, weights=corrected(self.weights, fp32, content, self.held_back[:BIAS_IMAGES]))
+
+    def costliest(self, choice: _Choice) -> str:
+        """Return the layer that, alone brought back to float (and to its own bias), takes most of the error away."""
+        errors: dict[str, float] = {}
+        layers = [name for name in layer_names(self.blocks) if name not in choice.layers]
+        with progress("layers in float, one at a time", len(layers)) as advance:
+            for name in layers:
+                bias = {f"{name}.bias": self.weights[f"{name}.bias"]} if f"{name}.bias" in self.weights else {}
+                errors[name] = self.error(_Choice({**choice.weights, **bias}, choice.scales, {**choice.layers, name: "fp32"}))
+                advance(note=min(errors, key=lambda each: errors[each]))
+        return min(errors, key=lambda name: errors[name])
+
+
+def _calibrated(
+    blocks: Mapping[str, BlockSpec], weights: Weights, images: Images, precision: str
+) -> dict[str, dict[str, tuple[float, int]]]:
+    grid = grid_of(precision)
+    assert grid is not None
+    ranges = activation_ranges(blocks, weights, [images])
+    return {method: scales_of(ranges, grid.activation_bits, method) for method in METHODS}
+
+
+def _split(calibration: Iterable[Images]) -> tuple[Images, Images]:
+    """Return the images that ranges are taken from, and those held back to judge them."""
+    batches = list(calibration)
+    count = sum(map(len, batches))
+    if count < LEAST_IMAGES:
+        raise OfaError(f"{count} calibration images, expected at least {LEAST_IMAGES}; 256 to 512 do")
+    images = np.concatenate(batches)
+    back = np.arange(count) % HELD_BACK == 0
+    return images[~back], images[back]
+
+
+def _logits(content: bytes, images: Images) -> Logits:
+    session = open_session(content, get_device(DEVICE))
+    return np.concatenate([session.run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+
+
+def _judged(content: bytes, judge: Callable[[Predict], float]) -> tuple[float, Logits]:
+    """Return a file's top-1 and the logits of all the judge's images."""
+    session, parts = open_session(content, get_device(DEVICE)), []
+
+    def predict(images: Images) -> Logits:
+        parts.append(session.run(np.ascontiguousarray(images, dtype=np.float32)))
+        return parts[-1]
+
+    return judge(predict), np.concatenate(parts)
