@@ -102,6 +102,8 @@ def to_int8(
                 calibrate_method=CalibrationMethod.MinMax,
                 nodes_to_exclude=sorted(exclude),
             )
+        except OfaError:  # of the batches
+            raise
         except Exception as error:  # onnxruntime's share no base but Exception
             raise ConversionError(f"ONNX Runtime cannot quantise this file ({first_line(error)})") from None
         quantised = onnx.load(target)

@@ -160,6 +160,15 @@ def test_what_cannot_be_quantised_is_refused_in_one_line(options, message, capfd
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_error_of_the_images_stays_what_it_is():
+    def failing():
+        yield batches()[0]
+        raise ArtefactError("images/7.png: not an image")
+
+    with pytest.raises(ArtefactError, match=r"images/7\.png: not an image"):
+        to_int8(fp32_file(), failing())
+
+
 @pytest.mark.parametrize("convert", [to_fp16, lambda content: to_int8(content, batches())])
 def test_only_fp32_files_are_converted(convert):
     with pytest.raises(ConversionError, match="this file is quantised already, expected an fp32 one"):
