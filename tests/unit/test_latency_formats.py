@@ -621,7 +621,7 @@ def edited(path, change):
         (lambda v: v.pop("networks"), "networks"),
         (lambda v: v.update(networks=v["networks"][:19]), "networks"),
         (lambda v: v["networks"][7].update(measured_ms=-1), "networks.7.measured_ms = '-1'"),
-        (lambda v: v["networks"][7].update(measured_ms=10**400), "networks.7.measured_ms"),
+        (lambda v: v["networks"][7].update(measured_ms=10**400), "holds 10000000000000000000..., which is too large"),
         (lambda v: v["networks"][7].update(measured_ms="1"), "networks.7.measured_ms = '1'"),
         (lambda v: v["networks"][7]["values"].pop(), "networks.7 has"),
         (lambda v: v["networks"][7]["values"].__setitem__(0, 41), "networks.7: small: resolution = 41 is not one of: 40, 56, 64"),
