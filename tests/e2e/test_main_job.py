@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from PIL import Image
 
 from deploy.export import export_subnet
 from deploy.limits import parse_limit
@@ -194,6 +195,43 @@ def test_device_commands_run_as_written(tmp_path, readme_environment, trained):
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=readme_environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert " ms\n" in done.stdout
+
+
+def test_deploying_commands_run_as_written(tmp_path, readme_environment, trained):
+    """docs/deploying.md, with the trained run in the place of runs/digits and two images in the place of a user's; its Python."""
+    shutil.copytree(trained.path, tmp_path / "runs" / "digits")
+    (tmp_path / "scans").mkdir()
+    for name in ("000_is_0.png", "001_is_5.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(tmp_path / "scans" / name)
+    commands = [line for block in code_blocks("console", "docs/deploying.md") for line in block.splitlines()]
+    made = ("ofa train", "ofa profile", "ofa search")
+    assert [command.split(" runs")[0].split(" --")[0] for command in commands if command.startswith(made)] == list(made)
+    environment = {**readme_environment, "COLUMNS": "120"}
+    said = {}
+    for command in commands:
+        words = shlex.split(command)
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        if command.startswith(made):
+            continue
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        missed = "accuracy >= 90%" in command and "accuracy failed: top-1 0." in done.stderr  # after two epochs
+        assert done.returncode == (4 if missed else 0), f"{command}\n{done.stderr}"
+        said[command] = done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fp32", "int8", "mixed", "tuned", "torchvision"}
+    assert json.loads((tmp_path / "out" / "int8" / "verify.json").read_text())["ok"]
+    assert any("images/s" in text for text in said.values())
+    blocks = code_blocks("python", "docs/deploying.md")
+    for block, folder in zip(blocks, (tmp_path, tmp_path / "out" / "fp32"), strict=True):
+        given = "import numpy as np\nimages = np.zeros((2, 8, 8, 3), np.uint8)\n"  # of the one that classifies
+        done = subprocess.run(
+            [sys.executable, "-c", given + block.replace("photo.jpg", str(tmp_path / "scans" / "000_is_0.png"))],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
 def documented_files(path):
