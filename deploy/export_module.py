@@ -17,6 +17,7 @@ from deploy.comparison import compare
 from deploy.convert import to_fp16, to_int8
 from deploy.device import get_device
 from deploy.graphs import UINT16_OPSET
+from deploy.memory import measure_peak
 from deploy.pack import GOLDEN_IMAGES, ExportedModel, Source, metadata, pack, preprocessing
 from deploy.parity import REFERENCE_DEVICE
 from deploy.precision import COMMON, PrecisionError
@@ -83,6 +84,8 @@ def export_module(
     content, quantisation = reference, None
     if precision == "fp16":
         content = to_fp16(reference)
+        # some runtimes die of fp16 attention: in a process of its own, that is an error with a reason
+        measure_peak(content, get_device(REFERENCE_DEVICE), (1, 3, resolution, resolution))
     elif precision != "fp32":
         assert train is not None
         batches = calibration_batches(train, how, resolution, num_images=CALIBRATION_IMAGES, batch_size=32)

@@ -60,7 +60,7 @@ def onnx_of_module(
             + ("; the torchscript exporter writes older ones" if exporter == "dynamo" and opset >= 13 else "")
         )
     if exporter == "dynamo" and importlib.util.find_spec("onnxscript") is None:
-        raise TorchExportError("the dynamo exporter needs onnxscript, which is not installed: pip install onnxscript")
+        raise TorchExportError("the dynamo exporter needs onnxscript, which is not installed: pip install 'ofa-toolkit[dynamo]'")
     static = _copy(net)
     images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))  # two: one would be taken for a constant
     with quiet():

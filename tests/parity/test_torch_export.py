@@ -237,7 +237,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(net, options, message, c
 
 def test_dynamo_without_its_library_says_so(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TorchExportError, match="needs onnxscript, which is not installed: pip install onnxscript"):
+    with pytest.raises(TorchExportError, match="needs onnxscript, which is not installed: pip install"):
         onnx_of_module(nn.Identity(), (3, SIDE, SIDE), opset=18, exporter="dynamo")
 
 
