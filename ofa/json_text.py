@@ -74,7 +74,7 @@ def _no_number(word: str) -> float:
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"holds {digits[:20]}..., which is too large")
+        raise ValueError(f"holds {digits[:20] + '...' * (len(digits) > 20)}, which is too large")
     return value
 
 
