@@ -12,7 +12,8 @@ from scipy.stats import kendalltau
 from latency.cost import CountCost
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
-from search.past_searches import Search, comparable
+from search.past_records import Search
+from search.past_searches import comparable
 from search.plots import agreement_plot
 from search.wording import Source, accuracy_scale, evenly
 

@@ -1,10 +1,11 @@
-"""Drawings of architectures: one row of blocks, as inline SVG."""
+"""Drawings of architectures: one row of blocks, as inline SVG, with a row of bars below for each of their costs."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -14,7 +15,18 @@ from search.plots import element, shorten
 CELL = 56  # px from one block to the next
 HALF = 62  # px, half the height of the widest block
 MIDDLE = 108  # y of the line that runs through the blocks
+BAND, BAR = 92, 48  # px, height of a row of bars with its lettering, and of its longest bar
 CHAR = 5.7  # px, mean width of a character at the 10.5 px that drawings are lettered in
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A cost of every block, drawn as bars below a network."""
+
+    title: str
+    values: Mapping[str, float]  # by block
+    labels: Mapping[str, str]
+    longest: float  # value whose bar has the whole height; the same for all drawings that are to be compared
 
 
 def most_channels(blocks: Mapping[str, BlockSpec]) -> int:
@@ -22,7 +34,7 @@ def most_channels(blocks: Mapping[str, BlockSpec]) -> int:
     return max(max(spec.out_channels, spec.hidden_channels) for spec in blocks.values())
 
 
-def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int) -> Markup:
+def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int, bands: Sequence[Band] = ()) -> Markup:
     """Draw a network from left to right.
 
     A block's height grows with the square root of its channels (pale: expanded, solid: output), its width with the kernel
@@ -31,9 +43,11 @@ def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int) -> Markup:
     Args:
         blocks: name -> block in execution order.
         channels: number that fills the whole height; the same for all drawings that are to be compared.
+        bands: costs of the blocks, each below its block.
     """
     names, specs = list(blocks), list(blocks.values())
-    width, height = CELL * len(specs) + 12, MIDDLE + HALF + 92
+    width, end = CELL * len(specs) + 12, MIDDLE + HALF + 92
+    height = end + BAND * len(bands) + (8 if bands else 0)
     parts = [element("line", class_="flow", x1=2, x2=width - 2, y1=MIDDLE, y2=MIDDLE)]
     parts += [_block(name, spec, 6 + CELL * i, channels) for i, (name, spec) in enumerate(blocks.items())]
     parts += [_bracket(start, end, 26, 18, label, -4) for start, end, label in _runs([f"{s.out_resolution} px" for s in specs])]
@@ -45,7 +59,9 @@ def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int) -> Markup:
         if spec.out_resolution < spec.resolution:
             x = 6 + CELL * i
             parts.append(element("line", class_="shrink", x1=x, x2=x, y1=30, y2=MIDDLE + HALF + 4))
-    label = f"{len(specs)} blocks, input {specs[0].resolution} px"
+    for i, band in enumerate(bands):
+        parts += _bars(band, names, end + 8 + BAND * i)
+    label = "; ".join([f"{len(specs)} blocks, input {specs[0].resolution} px", *(band.title for band in bands)])
     view = f"0 0 {width} {height}"
     return element("svg", *parts, class_="network", viewBox=view, width=width, height=height, role="img", aria_label=label)
 
@@ -78,6 +94,22 @@ def _block(name: str, spec: BlockSpec, left: float, channels: int) -> Markup:
         if word:
             parts.append(element("text", word, class_="spec", x=centre, y=MIDDLE + HALF + 18 + 14 * row, text_anchor="middle"))
     return element("g", *parts)
+
+
+def _bars(band: Band, names: Sequence[str], top: float) -> list[Markup]:
+    """Draw the bars of a band, each with its value on it, below their blocks."""
+    base = top + BAND - 10
+    parts = [
+        element("text", band.title, class_="band-title", x=6, y=top + 12),
+        element("line", class_="axis", x1=6, x2=6 + CELL * len(names), y1=base, y2=base),
+    ]
+    for i, name in enumerate(names):
+        height = BAR * max(0.0, band.values[name]) / band.longest if band.longest > 0 else 0.0
+        x, label = 6 + CELL * i, band.labels[name]
+        tip = element("title", f"{name}: {label}")
+        parts.append(element("rect", tip, class_="cost", x=x + 12, y=base - height, width=CELL - 24, height=height))
+        parts.append(element("text", label, class_="spec", x=x + CELL / 2, y=base - height - 4, text_anchor="middle"))
+    return parts
 
 
 def _runs(labels: list[str]) -> list[tuple[int, int, str]]:

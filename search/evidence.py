@@ -1,37 +1,23 @@
-"""What a run's exports and verifications left behind, read back and judged."""
+"""The networks that a run chose and what proves them: its exports, read back and judged."""
 
 from __future__ import annotations
 
-import math
+import os
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bundle import MODEL_SCHEMA
-from deploy.checks import Check
+from deploy.bundle import open_bundle
+from deploy.integrity import MANIFEST
 from deploy.limits import Limit, parse_limit
-from deploy.timing import Latency
-from deploy.verify import REPORT_SCHEMA
-from ofa.artefacts import ArtefactError, read_json, sha256_of
-from ofa.errors import OfaError
+from ofa.artefacts import ArtefactError
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
-
-
-@dataclass(frozen=True)
-class Proof:
-    """A verify.json."""
-
-    sha256: str
-    limits: tuple[Limit, ...]
-    checks: tuple[Check, ...]
-    top1: float
-    top1_interval: tuple[float, float]
-    test_images: int
-    latency: Mapping[str, Latency]
-    host: Mapping[str, str]
+from search.bundles import Export, Proof, read_export
+from search.reading import reading
+from search.wording import Source, source
 
 
 @dataclass(frozen=True)
@@ -44,92 +30,91 @@ class Network:
     limits: tuple[Limit, ...]
     predicted: Mapping[str, float]  # by Limit.key
     top1_validation: float | None
-    size_bytes: int | None
-    proof: Proof | None
+    source: Source  # of top1_validation
+    export: Export | None
     verdict: str  # pass, fail or open
     reason: str
     command: str  # what to run next; "" = nothing
 
+    @property
+    def proof(self) -> Proof | None:
+        return self.export.proof if self.export else None
 
-def read_exports(run: Run) -> list[Network]:
-    """Read the exported networks: those in the run's folder, and elsewhere where run.json says so and they still are.
+
+@dataclass(frozen=True)
+class Unusable:
+    """An export that tells nothing about a network of the run."""
+
+    name: str
+    reason: str
+    damaged: bool  # or else it is whole, but of another space
+
+
+class ForeignError(ArtefactError):
+    """An export is of no network of the run."""
+
+
+def read_exports(run: Run) -> tuple[list[Network], list[Unusable]]:
+    """Read the exports of a run: those in its folder, and elsewhere where run.json says so and they still are.
+
+    A damaged one spoils none of the others: it is returned with the reason. Equal names are told apart by their folders.
+    """
+    inside = sorted((run.path / "export").glob("*"))
+    elsewhere = [run.path / name for name in run.record.get("exports", [])]
+    folders = list({path.resolve(): path for path in [*elsewhere, *inside] if _is_export(path)}.values())
+    networks: list[Network] = []
+    unusable: list[Unusable] = []
+    for folder, name in zip(folders, _names(run, folders), strict=True):
+        try:
+            networks.append(_exported(run, folder, name))
+        except ArtefactError as error:
+            unusable.append(Unusable(name, str(error), damaged=not isinstance(error, ForeignError)))
+    return networks, unusable
+
+
+def _is_export(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("model.json", MANIFEST))
+
+
+def _names(run: Run, folders: Iterable[Path]) -> list[str]:
+    """Name exports after their folders, as briefly as tells them apart."""
+    folders = list(folders)
+    times = Counter(folder.name for folder in folders)
+    return [folder.name if times[folder.name] == 1 else os.path.relpath(folder, run.path) for folder in folders]
+
+
+def _exported(run: Run, folder: Path, name: str) -> Network:
+    """Read one export.
 
     Raises:
-        ArtefactError: if a file is damaged or of another space.
+        ArtefactError: if a part of it is missing, damaged, or of another space.
     """
-    inside = sorted(path.parent for path in (run.path / "export").glob("*/model.json"))
-    elsewhere = [run.path / name for name in run.record.get("exports", [])]
-    folders = {folder.resolve(): folder for folder in [*elsewhere, *inside]}
-    return [_exported(run, folder) for folder in folders.values() if (folder / "model.json").exists()]
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what a file lacks into an error that names the file."""
-    try:
-        yield
-    except ArtefactError:
-        raise
-    except OfaError as error:
-        raise ArtefactError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtefactError(f"{path}: incomplete or damaged ({type(error).__name__}: {error})") from None
-
-
-def number(value: object) -> float:
-    """Return a finite number; ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
-
-
-def numbers(value: Mapping[str, object]) -> dict[str, float]:
-    """Return name -> finite number; ValueError for anything else."""
-    return {str(name): number(item) for name, item in value.items()}
-
-
-def _exported(run: Run, folder: Path) -> Network:
-    proof_path, model = folder / "verify.json", folder / "model.onnx"
-    record = read_json(folder / "model.json", schema=MODEL_SCHEMA)
-    proof = _proof(proof_path) if proof_path.exists() else None
-    digest = sha256_of(model) if model.exists() else ""
-    verdict, reason = _verdict(proof, digest)
+    bundle = open_bundle(folder)
+    record = bundle.record
+    if record["space"] != run.space_name:
+        what = "of no space" if record["space"] is None else f"of the space {record['space']}"
+        raise ForeignError(f"holds a network {what}, this run is of {run.space_name}")
+    export = read_export(bundle)
+    verdict, reason = _verdict(export.proof, record["sha256"])
+    stale = export.proof is None or export.proof.sha256 != record["sha256"]
     with reading(folder / "model.json"):
         return Network(
-            name=folder.name,
+            name=name,
             path=folder,
             arch=run.space.from_values(record["arch"]),
-            limits=proof.limits if proof else tuple(parse_limit(text) for text in record.get("limits", [])),
-            predicted=numbers(record.get("predicted", {})),
-            top1_validation=number(record["top1_validation"]) if "top1_validation" in record else None,
-            size_bytes=int(record["size_bytes"]),
-            proof=proof,
+            limits=export.proof.limits if export.proof else tuple(parse_limit(text) for text in record["limits"]),
+            predicted=record["predicted"],
+            top1_validation=record.get("top1_validation"),
+            source=source("supernet"),  # it has weights, which were measured on images
+            export=export,
             verdict=verdict,
             reason=reason,
-            command=f"ofa verify {shlex.quote(str(model))}" if digest and (proof is None or proof.sha256 != digest) else "",
-        )
-
-
-def _proof(path: Path) -> Proof:
-    record = read_json(path, schema=REPORT_SCHEMA)
-    with reading(path):
-        low, high = record["top1_interval"]
-        return Proof(
-            sha256=str(record["sha256"]),
-            limits=tuple(parse_limit(text) for text in record["limits"]),
-            checks=tuple(Check(**check) for check in record["checks"]),
-            top1=number(record["top1"]),
-            top1_interval=(number(low), number(high)),
-            test_images=int(record["test_images"]),
-            latency={str(device): Latency(**found) for device, found in record["latency"].items()},
-            host=dict(record["host"]),
+            command=f"ofa verify {shlex.quote(str(folder / 'model.onnx'))}" if stale else "",
         )
 
 
 def _verdict(proof: Proof | None, digest: str) -> tuple[str, str]:
-    """Say whether a verification holds for the file whose SHA-256 is `digest` ("" = no file), and why."""
-    if not digest:
-        return "fail", "model.onnx is missing"
+    """Say whether a verification holds for the file whose SHA-256 is `digest`, and why."""
     if proof is None:
         return "open", "not verified yet"
     if proof.sha256 != digest:

@@ -19,7 +19,7 @@ from ofa.space import ArchConfig, SearchSpace
 from search.parallel_plot import MOST_PICKED, ParallelAxis, choice_axes, number_axis, parallel_plot
 from search.pareto import non_dominated
 from search.pareto_plot import Bound, Point, pareto_plot
-from search.past_searches import Search
+from search.past_records import Search
 from search.plots import curves_plot
 from search.result import Candidate
 from search.wording import accuracy, accuracy_scale, brief, cost_name, digits, evenly, unit_of

@@ -18,7 +18,9 @@ from ofa.run_dir import Run
 from ofa.training.checkpoint import list_checkpoints
 from ofa.training.config import TrainConfig
 from ofa.training.data import ORIENTED
-from search.evidence import Network, reading
+from search.evidence import Network
+from search.past_records import Search
+from search.reading import reading
 
 VALIDATION_FRACTION = 0.1  # what `ofa train` holds out unless it is told
 
@@ -76,6 +78,18 @@ def instead_of_export(run: Run, waiting: Sequence[Network], commands: Mapping[st
         return "Nothing can be exported before the supernet has weights. Train it with:", commands["train"]
     lacking = "its imported weights are gone" if run.has_images else "it was imported without images, which export needs"
     return f"Nothing can be exported from this run: {lacking}. Import it again with:", commands["import"]
+
+
+def round_command(run: Run, exports: Iterable[Network], searches: Iterable[Search]) -> str:
+    """Return the command that writes the first exported network, or else the first that was found, in int8; "" = none can."""
+    if not can_export(run):
+        return ""
+    found = {search.best.arch: search for search in searches}
+    first = next((found[network.arch] for network in exports if network.arch in found), next(iter(found.values()), None))
+    if first is None:
+        return ""
+    source, out = first.path.parent / "best", run.path / "export" / f"{first.name}_int8"
+    return shlex.join(["ofa", "export", str(source), "-o", str(out), "--precision", "int8"])
 
 
 def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:

@@ -5,105 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.limits import Limit, parse_limit
+from deploy.limits import parse_limit
 from ofa.artefacts import ArtefactError, read_json
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
-from search.evidence import Network, number, numbers, reading
+from search.evidence import Network
 from search.menu import MENU_SCHEMA
 from search.next_steps import can_export
+from search.past_records import Menu, MenuRow, OldSearch, PredictorFacts, Round, Search
+from search.reading import number, numbers, reading
 from search.result import FRONT_SCHEMA, OLD_FRONT_SCHEMAS, Candidate
-from search.wording import Source, source
-
-
-@dataclass(frozen=True)
-class PredictorFacts:
-    """What is known of the predictor that a search relied on."""
-
-    kind: str
-    kendall_tau: float | None  # on held-out networks; None = unknown
-    macs_tau: float | None  # of ranking the same networks by MACs alone
-    held_out: tuple[tuple[float, float], ...]  # (predicted, measured) top-1, each predicted by a model fitted without it
-
-
-@dataclass(frozen=True)
-class Round:
-    """The state of a search after a round; None = unknown."""
-
-    evaluations: int
-    best_top1: float | None
-    front_size: int
-    hypervolume: float | None
-
-
-@dataclass(frozen=True)
-class Search:
-    """A front.json."""
-
-    name: str
-    path: Path
-    objectives: tuple[str, ...]
-    limits: tuple[Limit, ...]
-    strategy: str
-    accuracy: str
-    evals: int
-    new_evaluations: int
-    ranges: tuple[Mapping[str, Any], ...]  # limit: Limit; minimum, median, maximum, share: numbers
-    feasibility: tuple[str, ...]
-    num_candidates: int  # measured networks
-    candidates: tuple[Candidate, ...]  # all of them, or of very many some, in the order of measurement
-    front: tuple[Candidate, ...]
-    best: Candidate
-    predictor: PredictorFacts | None
-    history: tuple[Round, ...]
-
-    @property
-    def source(self) -> Source:
-        """What told its accuracies, in words."""
-        return source(self.accuracy)
-
-    @property
-    def top1(self) -> dict[ArchConfig, float]:
-        """Top-1 of every measured network."""
-        return {candidate.arch: candidate.top1 for candidate in (*self.candidates, self.best)}
-
-    @property
-    def cost_keys(self) -> list[str]:
-        """The costs that it limits or minimises."""
-        minimised = [text.partition(" ")[2].strip() for text in self.objectives if text.startswith("min ")]
-        return list(dict.fromkeys([*(limit.key for limit in self.limits if limit.quantity != "top1"), *minimised]))
-
-
-@dataclass(frozen=True)
-class OldSearch:
-    """A front.json that an older version wrote."""
-
-    name: str
-    path: Path
-    command: str  # that makes it anew
-
-
-@dataclass(frozen=True)
-class Menu:
-    """A menu.json, or a <tag>_menu.json."""
-
-    name: str  # of the file, without its ending
-    rows: tuple[MenuRow, ...]
-
-
-@dataclass(frozen=True)
-class MenuRow:
-    """What one target of a search with several targets gets."""
-
-    name: str
-    limits: tuple[Limit, ...]
-    best: Candidate | None
-    reason: str  # why there is none
 
 
 def read_searches(run: Run) -> list[Search]:
@@ -160,8 +75,8 @@ def best_of(run: Run, search: Search) -> Network:
         limits=search.limits,
         predicted=search.best.costs,
         top1_validation=search.best.top1,
-        size_bytes=None,
-        proof=None,
+        source=search.source,
+        export=None,
         verdict="open",
         reason="not exported yet" if ready else "no weights to export",
         command=command if ready else "",

@@ -13,7 +13,7 @@ from latency.open import LatencyModel
 from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.run_dir import Run
-from search.past_searches import Search
+from search.past_records import Search
 from search.plots import CHAR, Axes, element, image, nice_ticks, shorten
 from search.spending import OVERHEAD, Spending, spend, stage_choices, stages
 from search.wording import cost_name, evenly, percent, unit_of

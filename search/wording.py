@@ -125,6 +125,11 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(most)}) if count > most else list(range(count))
 
 
+def size(size_bytes: float) -> str:
+    """Write the size of a file or of memory."""
+    return f"{size_bytes / 2**20:.2f} MiB"
+
+
 def count(value: float | None) -> str:
     """Write a count with its unit; None = unknown."""
     if value is None:

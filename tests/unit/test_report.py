@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.bundle import MODEL_SCHEMA
+from deploy.bench import BENCH_SCHEMA, BenchRow
+from deploy.bundle import MODEL_SCHEMA, open_bundle, write_bundle
 from deploy.limits import parse_limit
 from deploy.verify import REPORT_SCHEMA
 from latency.calibration import Calibration, FitError
 from latency.cost import CountCost
 from latency.table import LatencyTable
-from ofa.artefacts import ArtefactError, append_jsonl, read_json, sha256_of, write_json
+from ofa.artefacts import ArtefactError, append_jsonl, format_json, read_json, sha256_of, write_json
 from ofa.run_dir import SCHEMA as RUN_SCHEMA
 from ofa.run_dir import DataSource, Run
 from ofa.spaces import get_space
@@ -32,10 +35,23 @@ from search.menu import MENU_SCHEMA, InfeasibleTarget, save_menu
 from search.pareto_plot import place_labels
 from search.past_searches import read_menus, read_searches
 from search.plots import nice_ticks, span
-from search.report import write_report
+from search.report import OF_EXPORTS, write_report
 from search.result import FRONT_SCHEMA, Candidate, SearchResult
 
-SECTIONS = ("networks", "accuracy-cost", "spending", "predictions", "architectures", "training", "searches", "provenance")
+SECTIONS = (
+    "networks",
+    "precisions",
+    "speed",
+    "cards",
+    "accuracy-cost",
+    "spending",
+    "predictions",
+    "architectures",
+    "training",
+    "searches",
+    "provenance",
+)
+BEFORE_EXPORTS = [name for name in SECTIONS if name not in OF_EXPORTS]
 DEVICE = "ort_cpu_1t"
 HOST = {"cpu": "A processor", "system": "Linux", "torch": "2.9", "onnx": "not installed"}
 
@@ -116,6 +132,7 @@ def add_search(
         new_evaluations=12,
         weights_sha256=None,
         devices={},
+        anchors={},
     )
     result.save(run)
     return result
@@ -147,6 +164,7 @@ def add_rounds(run: Run, tag: str, limit: str = "macs <= 900K", *, seed: int = 0
         new_evaluations=14,
         weights_sha256=None,
         devices={},
+        anchors={},
         strategy="nsga2",
         accuracy="table acc.csv",
         evals=20,
@@ -160,40 +178,86 @@ def add_rounds(run: Run, tag: str, limit: str = "macs <= 900K", *, seed: int = 0
     return result
 
 
-def add_export(run: Run, found: SearchResult, folder: Path, *, ok: bool | None = True) -> None:
-    """Put a file and its facts into `folder`; `ok` is what verification says, None = it was not made."""
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(b"the network of " + folder.name.encode())
-    digest = sha256_of(folder / "model.onnx")
-    arch = run.space.to_json(found.best.arch)["values"]
+LATENCY = {"median_ms": 0.0612, "low_ms": 0.0601, "high_ms": 0.0623, "n": 100, "clock": "cpu", "wall_median_ms": 0.07}
+
+
+def add_export(
+    run: Run, found: SearchResult, folder: Path, *, ok: bool | None = True, proof: Any = None, rows: Any = (), **fields: Any
+) -> None:
+    """Export the best network of a search, as bytes that are none.
+
+    Args:
+        ok: what verification says; None = it was not made.
+        proof: fields of verify.json.
+        rows: fields of the rows of bench.json; none = it was not timed.
+        fields: of model.json.
+    """
+    content = b"the network of " + os.fsencode(folder.name)
+    digest = hashlib.sha256(content).hexdigest()
+    pre = {"resolution": 8, "stored_size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "input": "images"}
     record = {
         "schema": MODEL_SCHEMA,
         "sha256": digest,
         "size_bytes": 2**20,
+        "precision": "fp32",
+        "opset": 17,
+        "ir_version": 8,
+        "layers": {},
         "space": run.space.name,
-        "arch": arch,
+        "arch": run.space.to_json(found.best.arch)["values"],
+        "classes": list(run.data.classes),
+        "preprocess": pre,
+        "weights_sha256": "e" * 64,
         "limits": list(found.limits),
+        "predicted": found.best.costs,
+        "devices": {DEVICE: {"name": DEVICE, "runtime": "onnxruntime"}},
+        "versions": {},
+        "host": HOST,
+        "parity_error": 1e-7,
+        "quantisation": None,
+        "top1_validation": found.best.top1,
+        **fields,
     }
-    write_json(folder / "model.json", record | {"predicted": found.best.costs, "top1_validation": found.best.top1})
-    if ok is None:
-        return
-    latency = {"median_ms": 0.0612, "low_ms": 0.0601, "high_ms": 0.0623, "n": 100, "clock": "cpu", "wall_median_ms": 0.07}
-    checks = [
-        {"name": "parity", "ok": True, "detail": "differs by 1e-07"},
-        {"name": f"latency@{DEVICE}", "ok": ok, "detail": "0.0612 ms"},
-    ]
-    proof = {
-        "sha256": digest,
-        "ok": ok,
-        "top1": 0.512,
-        "top1_interval": [0.48, 0.55],
-        "test_images": 450,
-        "latency": {DEVICE: latency},
-    }
-    write_json(
-        folder / "verify.json",
-        {"schema": REPORT_SCHEMA, **proof, "limits": list(found.limits), "checks": checks, "host": HOST},
-    )
+    write_bundle(folder, {"model.onnx": content, "model.json": format_json(record)})
+    bundle = open_bundle(folder)
+    if ok is not None:
+        checks = [
+            {"name": "parity", "ok": True, "detail": "differs by 1e-07"},
+            {"name": f"latency@{DEVICE}", "ok": ok, "detail": "0.0612 ms"},
+        ]
+        facts = {"sha256": digest, "ok": ok, "top1": 0.512, "top1_interval": [0.48, 0.55], "test_images": 450}
+        facts |= {"fp32": None, "latency": {DEVICE: LATENCY}, "anchors": {}, "limits": list(found.limits), "checks": checks}
+        bundle.add({"verify.json": format_json({"schema": REPORT_SCHEMA, **facts, "host": HOST, **(proof or {})})})
+    if rows:
+        bundle.add({"bench.json": format_json({"schema": BENCH_SCHEMA, "host": HOST, "rows": [bench_row(**r) for r in rows]})})
+
+
+def bench_row(**fields: Any) -> dict[str, Any]:
+    times = {"median_ms": 2.0, "low_ms": 1.9, "high_ms": 2.1, "p90_ms": 2.5, "p99_ms": 3.5, "images_per_second": 4321.0}
+    what = {"file": "model.onnx", "device": DEVICE, "precision": "fp32", "batch_size": 1, "size_bytes": 2**20}
+    return asdict(BenchRow(**{**what, **({} if "error" in fields else {**times, "clock": "cpu"}), **fields}))
+
+
+ROUNDED = {
+    "images": 135,
+    "split": "validation",
+    "top1": 0.64,
+    "top1_fp32": 0.66,
+    "agreement": 0.95,
+    "sqnr_db": 25.5,
+    "drop_interval": [-0.01, 0.05],
+    "method": "mse",
+    "bias_corrected": True,
+    "finetune_epochs": 2,
+}
+COMPARED = {"images": 449, "top1": 0.5, "top1_fp32": 0.512, "agreement": 0.97, "drop_interval": [0.001, 0.023], "sqnr_db": 28.0}
+
+
+def change(folder: Path, name: str, **fields: Any) -> None:
+    """Change a file of a bundle, and SHA256SUMS with it."""
+    path = folder / name
+    before = json.loads(path.read_text())
+    open_bundle(folder).add({name: format_json({**before, **fields})})
 
 
 @pytest.fixture
@@ -236,7 +300,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in ("style", "script"):
+        if not {"nav", "style", "script"} & set(self.open):
             self.text += data
             if not {"details", "svg"} & set(self.open):
                 self.shown += data
@@ -249,7 +313,13 @@ class Page(HTMLParser):
 
     @property
     def sections(self) -> list[str | None]:
-        return [value for value in self.ids if not str(value).startswith("network-")]
+        return [value for value in self.ids if not str(value).startswith(("network-", "card-"))]
+
+    @property
+    def links(self) -> list[str]:
+        """Of the page, besides those to its sections."""
+        own = {f"#{name}" for name in SECTIONS}
+        return [value for name, value in self.attributes if name == "href" and value is not None and value not in own]
 
 
 def page_of(run: Run | Path) -> Page:
@@ -327,7 +397,7 @@ def test_report_works_at_every_stage(tmp_path: Path, stage: str) -> None:
     if done >= 4:
         add_export(run, found, run.path / "export" / "x", ok=None)
     page = page_of(run)
-    assert page.sections == list(SECTIONS)
+    assert page.sections == (list(SECTIONS) if stage == "exported" else BEFORE_EXPORTS)
     expected = {
         "created": [
             "No epoch has been finished",
@@ -412,7 +482,7 @@ def test_report_of_a_run_without_images_says_what_needs_them(tmp_path: Path) -> 
         if profiled:
             add_table(run)
         page = page_of(run)
-        assert page.sections == list(SECTIONS)
+        assert page.sections == BEFORE_EXPORTS
         for text in (
             "mbv3_tiny_image, 3 classes",
             "Its weights were imported; no network has been chosen yet.",
@@ -522,8 +592,7 @@ def test_menu_has_a_line_for_every_target_and_says_which_cannot_be_met(tmp_path:
     page = page_of(run)
     assert "The menu: 2 of 3 targets met" in page.text
     assert "nothing meets macs <= 1K" in page.text
-    links = [value for name, value in page.attributes if name == "href"]
-    assert links == ["#network-1", "#network-1"]  # both chose the same network, which is drawn once
+    assert page.links == ["#network-1", "#network-1"]  # both chose the same network, which is drawn once
     assert "network-1" in page.ids
 
 
@@ -649,7 +718,7 @@ def test_report_of_a_space_of_choices_alone(tmp_path: Path, monkeypatch: pytest.
         if stage == "searched":
             add_rounds(run, "a")
         page = page_of(run)
-        assert page.sections == list(SECTIONS)
+        assert page.sections == BEFORE_EXPORTS
     for words in ("edge3", "conv", "known by its choices alone", "14 networks, "):
         assert words in page.text, words
     assert "ofa profile" not in page.text
@@ -898,31 +967,105 @@ def test_a_sweep_of_twenty_stays_small_and_folded(tmp_path: Path) -> None:
     path = write_report(run)
     assert path.stat().st_size < 2 * 2**20
     page = Page(path.read_text(encoding="utf-8"))
-    assert page.sections == list(SECTIONS)
+    assert page.sections == BEFORE_EXPORTS
     assert "20 networks were chosen and not exported yet" in page.text
     assert "The menu: 20 of 20 targets met" in page.text
-    links = [value for name, value in page.attributes if name == "href"]
-    assert len(links) == 20
-    assert {f"#{name}" for name in page.ids} >= set(links)
+    assert len(page.links) == 20
+    assert {f"#{name}" for name in page.ids} >= set(page.links)
     assert page.shown.count("ofa export") == 0  # twenty commands are folded away
     assert len(page.shown) < 8000
     chart = page.text.partition("Multiply-adds (MACs)\n")[2]
     assert chart.index("n19") < chart.index("n0 ")  # in the menu's order
 
 
-def test_report_marks_failed_missing_and_changed_files(tmp_path: Path) -> None:
+def test_report_marks_what_failed_and_what_was_verified_as_another_file(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r")
-    for i, name in enumerate(("failed", "missing", "changed")):
+    for i, name in enumerate(("failed", "changed")):
         add_export(run, add_search(run, name, best=i), run.path / "export" / name, ok=name != "failed")
-    (run.path / "export" / "missing" / "model.onnx").unlink()
-    (run.path / "export" / "changed" / "model.onnx").write_bytes(b"something else")
-    found = {network.name: (network.verdict, network.reason) for network in read_exports(run)}
-    assert found == {
+    change(run.path / "export" / "changed", "verify.json", sha256="0" * 64)
+    networks, unusable = read_exports(run)
+    assert {network.name: (network.verdict, network.reason) for network in networks} == {
         "failed": ("fail", f"latency@{DEVICE}"),
-        "missing": ("fail", "model.onnx is missing"),
         "changed": ("fail", "model.onnx changed after it was verified"),
     }
-    assert "✓ Pass" not in page_of(run).text
+    assert unusable == []
+    text = page_of(run).text
+    assert "2 chosen: 2 failed." in " ".join(text.split())
+    assert "✓ Pass" not in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx: no such file"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"another"), "model.onnx: SHA-256 is"),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), "no SHA256SUMS inside"),
+        (
+            lambda folder: (folder / "verify.json").write_bytes((folder / "verify.json").read_bytes()[:40]),
+            "verify.json: SHA-256 is",
+        ),
+        (lambda folder: change(folder, "verify.json", checks=[{"name": "file"}]), "verify.json: incomplete or damaged"),
+        (lambda folder: change(folder, "verify.json", top1_interval=None), "top1 and its interval belong together"),
+        (lambda folder: change(folder, "verify.json", limits=["latency < 3"]), "verify.json: limit 'latency < 3'"),
+        (lambda folder: change(folder, "verify.json", latency={DEVICE: {"median_ms": "soon"}}), "verify.json: incomplete"),
+        (
+            lambda folder: change(
+                folder,
+                "verify.json",
+                anchors={DEVICE: {"then_ms": 0, "now_ms": 1, "ratio": 1, "ratio_low": 1, "ratio_high": 1}},
+            ),
+            "an anchor took no time",
+        ),
+        (lambda folder: change(folder, "verify.json", fp32={"top1": 1}), "verify.json: incomplete"),
+        (lambda folder: change(folder, "verify.json", schema="ofa.verification/1"), "verify.json: schema is"),
+        (lambda folder: change(folder, "bench.json", rows=[{}]), "bench.json: incomplete or damaged"),
+        (
+            lambda folder: change(folder, "bench.json", rows=[{**bench_row(), "p90_ms": None}]),
+            "neither all its times nor an error",
+        ),
+        (lambda folder: change(folder, "bench.json", rows=[{**bench_row(), "fp32_ratio": 1.0}]), "neither all its times"),
+        (lambda folder: change(folder, "model.json", space=7), "model.json: space"),
+        (lambda folder: change(folder, "model.json", arch={"resolution": 9}), "model.json: "),
+        (lambda folder: change(folder, "model.json", quantisation={"images": 3}), "model.json: quantisation"),
+        (lambda folder: change(folder, "model.json", quantisation={**ROUNDED, "drop_interval": 3}), "drop_interval"),
+    ],
+)
+def test_a_damaged_export_fails_alone_and_says_why(run: Run, damage: Any, reason: str) -> None:
+    """The others are shown, and its search waits for another export."""
+    add_export(run, add_search(run, "other", best=7), run.path / "export" / "other", rows=[{}])
+    folder = run.path / "export" / "small"
+    open_bundle(folder).add({"bench.json": (run.path / "export" / "other" / "bench.json").read_bytes()})
+    damage(folder)
+    networks, (found,) = read_exports(run)
+    assert [network.name for network in networks] == ["other"]
+    assert found.damaged
+    assert reason in found.reason
+    assert "\n" not in found.reason
+    page = page_of(run)
+    assert f"✗ The export small is damaged: {found.reason}" in page.text
+    assert "1 export is damaged." in page.text
+    assert page.text.count("✓ Pass") == 1
+    assert f"ofa export {run.path}/search/small/best -o {run.path}/export/small" in page.codes
+
+
+@pytest.mark.parametrize(("space", "words"), [(None, "of no space"), ("mbv3_small_image", "of the space mbv3_small_image")])
+def test_an_export_of_another_space_is_no_network_of_the_run(run: Run, space: str | None, words: str) -> None:
+    change(run.path / "export" / "small", "model.json", space=space, **({"arch": None} if space is None else {}))
+    networks, (found,) = read_exports(run)
+    assert networks == []
+    assert not found.damaged
+    text = page_of(run).text
+    assert f"The export small is not shown: it holds a network {words}, this run is of mbv3_tiny_image." in text
+    assert "✗" not in text
+
+
+def test_exports_of_one_name_are_told_apart_by_their_folders(run: Run) -> None:
+    found = add_search(run, "more", best=5)
+    for folder in ("export/best", "int8/best"):
+        add_export(run, found, run.path / folder)
+    run.note_export(run.path / "int8" / "best")
+    networks, _ = read_exports(Run(run.path))
+    assert {network.name for network in networks} == {"small", "export/best", "int8/best"}
 
 
 def test_report_finds_exports_elsewhere_and_passes_over_lost_ones(run: Run, tmp_path: Path) -> None:
@@ -957,9 +1100,7 @@ def test_report_counts_a_network_once_across_searches(run: Run) -> None:
     assert [search.name for search in read_searches(run)] == ["large", "small"]
 
 
-@pytest.mark.parametrize(
-    "name", ["search/small/front.json", "export/small/model.json", "export/small/verify.json", f"latency/{DEVICE}.json"]
-)
+@pytest.mark.parametrize("name", ["search/small/front.json", f"latency/{DEVICE}.json"])
 @pytest.mark.parametrize("damage", ["cut", "emptied"])
 def test_report_refuses_damaged_files_and_keeps_the_old_report(run: Run, name: str, damage: str) -> None:
     before = write_report(run).read_bytes()

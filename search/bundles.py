@@ -1,0 +1,135 @@
+"""What lies beside an exported file, read back field by field: model.json, verify.json, bench.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.bench import BENCH_SCHEMA, BenchRow
+from deploy.bundle import Bundle
+from deploy.checks import Check
+from deploy.comparison import Comparison
+from deploy.device import DeviceError, make_device
+from deploy.limits import Limit, parse_limit
+from deploy.timing import Latency
+from deploy.verify import REPORT_SCHEMA
+from deploy.verify_latency import Anchor
+from ofa.artefacts import parse_json
+from search.reading import build, reading
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A verify.json."""
+
+    sha256: str
+    limits: tuple[Limit, ...]
+    checks: tuple[Check, ...]
+    top1: float | None  # in [0, 1]; None = there were no test images
+    top1_interval: tuple[float, float] | None
+    test_images: int
+    fp32: Comparison | None  # the file beside the fp32 file of the same weights, on test images; None = it is fp32 itself
+    latency: Mapping[str, Latency]
+    anchors: Mapping[str, Anchor]
+    host: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if (self.top1 is None) != (self.top1_interval is None):
+            raise ValueError("top1 and its interval belong together")
+        if any(anchor.then_ms <= 0 or anchor.now_ms <= 0 for anchor in self.anchors.values()):
+            raise ValueError("an anchor took no time")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A bench.json."""
+
+    rows: tuple[BenchRow, ...]
+    host: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            times = (row.median_ms, row.low_ms, row.high_ms, row.p90_ms, row.p99_ms, row.images_per_second, row.clock)
+            ratios = (row.fp32_ratio, row.fp32_ratio_low, row.fp32_ratio_high)
+            if (None in times) != (row.error is not None) or len({value is None for value in ratios}) > 1:
+                raise ValueError(f"rows: {row.device} at batch {row.batch_size} has neither all its times nor an error")
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What leaving fp32 cost when it was exported, on images of a split; how it was done."""
+
+    images: int
+    split: str
+    top1: float
+    top1_fp32: float
+    agreement: float
+    sqnr_db: float
+    drop_interval: tuple[float, float] | None = None
+    method: str | None = None  # of ranges of activations
+    bias_corrected: bool = False
+    finetune_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """A bundle, all of it as it was exported."""
+
+    record: Mapping[str, Any]  # model.json
+    digests: Mapping[str, str]
+    rounding: Rounding | None  # None = fp32
+    proof: Proof | None
+    bench: Bench | None
+
+    @property
+    def precision(self) -> str:
+        return str(self.record["precision"])
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self.record["size_bytes"])
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Sorts fp32 first, then the largest file."""
+        return self.precision != "fp32", -self.size_bytes
+
+    def is_predicted(self, device: str) -> bool:
+        """Whether what is predicted for a device is of files of this precision: fp32's latency says nothing of int8's."""
+        try:
+            return make_device(self.record["devices"][device], Path("model.json")).graph_precision == self.precision
+        except (KeyError, DeviceError):  # a table from elsewhere does not say
+            return self.precision == "fp32"
+
+
+def read_export(bundle: Bundle) -> Export:
+    """Read what a bundle says of itself.
+
+    Raises:
+        ArtefactError: naming the file that is damaged.
+    """
+    with reading(bundle.path / "model.json"):
+        rounding = bundle.record["quantisation"]
+        rounding = None if rounding is None else build(Rounding, rounding)
+    return Export(bundle.record, bundle.digests, rounding, _proof(bundle), _bench(bundle))
+
+
+def _proof(bundle: Bundle) -> Proof | None:
+    if not bundle.has("verify.json"):
+        return None
+    path = bundle.path / "verify.json"
+    record = parse_json(bundle.read("verify.json"), path, schema=REPORT_SCHEMA)
+    with reading(path):
+        limits = tuple(parse_limit(text) for text in record["limits"])
+        return replace(build(Proof, {**record, "limits": ()}), limits=limits)
+
+
+def _bench(bundle: Bundle) -> Bench | None:
+    if not bundle.has("bench.json"):
+        return None
+    path = bundle.path / "bench.json"
+    record = parse_json(bundle.read("bench.json"), path, schema=BENCH_SCHEMA)
+    with reading(path):
+        return build(Bench, record)
