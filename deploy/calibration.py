@@ -7,8 +7,9 @@ would cost is known afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -16,7 +17,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from deploy.device import get_device
-from deploy.emit import Weights, emit
+from deploy.emit import emit
+from deploy.graphs import Weights
 from deploy.runtimes.onnxruntime import session_options
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
@@ -107,7 +109,7 @@ def run_with_activations(
             count = max(1, MAX_BYTES * len(images) // sum(values.nbytes for values in found.values()))
 
 
-def scales_of(ranges: Ranges, bits: int = 8, method: str = "mse") -> dict[str, tuple[float, int]]:
+def scales_of(ranges: Ranges, bits: int = 8, method: str = "percentile") -> dict[str, tuple[float, int]]:
     """Return (scale, zero point) of every tensor for grids of the integers 0 to 2**bits - 1.
 
     | method     | range                                                                          |
@@ -121,8 +123,12 @@ def scales_of(ranges: Ranges, bits: int = 8, method: str = "mse") -> dict[str, t
     """
     if method not in METHODS:
         raise OfaError(f"unknown calibration method {method!r}; known: {', '.join(METHODS)}")
-    bounds = {"minmax": _whole, "percentile": _percentile, "mse": lambda histogram: _least_error(histogram, bits)}[method]
-    return {name: grid(*bounds(histogram), bits) for name, histogram in ranges.items()}
+    ends: dict[str, Callable[[Histogram], tuple[float, float]]] = {
+        "minmax": lambda histogram: (histogram.low, histogram.high),
+        "percentile": _percentile,
+        "mse": partial(_least_error, bits=bits),
+    }
+    return {name: grid(*ends[method](histogram), bits) for name, histogram in ranges.items()}
 
 
 def grid(low: float, high: float, bits: int) -> tuple[float, int]:
@@ -144,10 +150,6 @@ def squared_error(histogram: Histogram, scale: float, zero_point: int, bits: int
 
     width = histogram.right - histogram.left
     return float((histogram.counts * (integral(histogram.right) - integral(histogram.left)) / width).sum())
-
-
-def _whole(histogram: Histogram) -> tuple[float, float]:
-    return histogram.low, histogram.high
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:

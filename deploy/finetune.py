@@ -146,7 +146,7 @@ class RoundedNetwork:
 
     def __call__(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Compute the logits; gradients flow into `weights`, which have the names of the folded ones."""
-        given = {}
+        given: dict[str, Tensor] = {}
         for name, (_, *tensors) in self._layers.items():
             mine = [weights[f"{name}.{which}"] for which in ("weight", "bias")[: len(tensors)]]
             given.update(zip(tensors, self._rounded(name, *mine), strict=True))

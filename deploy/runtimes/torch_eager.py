@@ -70,7 +70,8 @@ class Program:
             given: tensors to use in place of the constants of these names, such as weights that are being trained.
             visit: called with every tensor's name and value as soon as it is computed; what it returns takes its place.
         """
-        tensors = {**self.constants, **(given or {}), self._input: images}
+        given = {name: _channels_last(tensor) for name, tensor in (given or {}).items()}
+        tensors = {**self.constants, **given, self._input: images}
         for step in self._steps:
             value = step.function(*[tensors[name] for name in step.inputs], **step.attributes)
             tensors[step.output] = value if visit is None else visit(step.output, value)
