@@ -181,9 +181,11 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
         earlier: dict[str, str] = {}
         with contextlib.suppress(ArtefactError):
             earlier = parse_manifest(read_bounded(folder / MANIFEST, what="digests", limit=2**20), folder / MANIFEST)
-        for name in PARTS:
-            if name not in files and name not in earlier and os.path.lexists(folder / name):
-                raise ArtefactError(f"{folder / name}: would pass for a part of this export; choose another folder with -o")
+        for name in (*PARTS, *RESULTS):
+            if name not in earlier and os.path.lexists(folder / name):
+                raise ArtefactError(
+                    f"{folder / name}: no export wrote this file, so none replaces it; choose another folder with -o"
+                )
         _write(folder, files, {})
         for name in (*PARTS, *RESULTS):
             if name not in files:
@@ -195,7 +197,7 @@ def _write(folder: Path, files: Mapping[str, bytes], others: Mapping[str, str]) 
     digests = {**others, **{name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
     manifest = format_manifest(digests)
     parse_manifest(manifest, folder / MANIFEST)  # a name that could not be read back is none
-    write_all(folder, {**files, MANIFEST: manifest})
+    write_all(folder, {MANIFEST: manifest, **files})  # first: after a crash in between, the next export knows what is ours
     return digests
 
 

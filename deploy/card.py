@@ -9,8 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ofa.space import SearchSpace
-from ofa.spaces import get_space
+from ofa.block_spec import BlockSpec
 
 
 def render_card(record: Mapping[str, Any], proof: Mapping[str, Any] | None = None) -> str:
@@ -30,24 +29,14 @@ def render_card(record: Mapping[str, Any], proof: Mapping[str, Any] | None = Non
     )
     environment.filters["text"] = _text
     environment.filters["code"] = lambda value: _printable(value).replace("`", "'")
-    space = space_of(record)
     return environment.get_template("MODEL_CARD.md.j2").render(
         record=record,
         pre=record["preprocess"],
         proof=proof,
         name=str(record.get("name", "model")),
         data_name=Path(str(record.get("data") or "unknown")).name,
-        blocks=space.blocks(space.from_values(record["arch"])) if space is not None else {},
+        blocks={name: BlockSpec.from_dict(fields) for name, fields in (record.get("blocks") or {}).items()},
     )
-
-
-def space_of(record: Mapping[str, Any]) -> SearchSpace | None:
-    """Return the space of an exported file's architecture; None where it has none.
-
-    Raises:
-        OfaError: if there is no such space here.
-    """
-    return None if record["space"] is None else get_space(record["space"], num_classes=len(record["classes"]))
 
 
 def _text(value: object) -> str:

@@ -22,6 +22,7 @@ from deploy.parity import REFERENCE_DEVICE
 from deploy.rounding import MAX_DROP, Format, TrainedRun, describe, round_network
 from deploy.runtimes import open_session
 from ofa.artefacts import ArtefactError, format_json, read_json
+from ofa.block_spec import BlockSpec
 from ofa.progress import say
 from ofa.run_dir import Run
 from ofa.space import ARCH_SCHEMA, ArchConfig
@@ -128,7 +129,7 @@ def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> Exp
         precision=how.precision,
         layers=rounded.layers,
         quantisation=quantisation,
-        files={"arch.json": format_json(run.space.to_json(arch))},
+        files={"arch.json": format_json(run.space.to_json(arch), sealed=True)},
     )
     run.note_export(out)
     return model
@@ -148,7 +149,14 @@ def _source(trained: TrainedRun, arch: ArchConfig, net: nn.Module, out: Path, kn
             "classes": list(run.data.classes),
             "weights_sha256": run.weights_sha256,
         },
-        record={"name": out.resolve().name, "data": run.data.source, "run": run.path.resolve().name, **known},
+        record={
+            "name": out.resolve().name,
+            "data": run.data.source,
+            "run": run.path.resolve().name,
+            "blocks": _fields(run.space.blocks(arch)),
+            "bn_eps": run.space.bn_eps,
+            **known,
+        },
         arch=arch,
         run=run.path,
     )
@@ -170,6 +178,14 @@ def _candidate(path: Path, run: Run, arch: ArchConfig) -> dict[str, Any]:
     candidate = read_json(path, schema=CANDIDATE_SCHEMA)
     if candidate.get("arch") != run.space.to_json(arch)["values"]:
         return {}
-    names = ["limits", "predicted", "devices", "anchors"]
+    names = ["limits", "predicted", "devices"]
     names += ["top1_validation"] if candidate.get("weights_sha256") == run.weights_sha256 else []
-    return {name: candidate[name] for name in names if name in candidate}
+    anchors = {}
+    for device, anchor in candidate.get("anchors", {}).items():
+        blocks = run.space.blocks(run.space.from_values(anchor["arch"]))
+        anchors[device] = {"blocks": _fields(blocks), "latency_ms": anchor["latency_ms"]}
+    return {"anchors": anchors, **{name: candidate[name] for name in names if name in candidate}}
+
+
+def _fields(blocks: Mapping[str, BlockSpec]) -> dict[str, Any]:
+    return {name: spec.to_dict() for name, spec in blocks.items()}

@@ -152,6 +152,8 @@ def _describe(
         raise OfaError(
             f"{type(net).__name__}: does not map images {tuple(images.shape)} to (1, classes) logits ({reason})"
         ) from None
+    if unprintable := [name for name in names if not name.isprintable() or not name]:
+        raise OfaError(f"class {unprintable[0]!a}: expected names of printable characters, one a line of labels.txt")
     if names and len(names) != count:
         raise OfaError(
             f"{type(net).__name__}: has {count} logits, but there are {len(names)} classes ({', '.join(names[:5])}, ...)"

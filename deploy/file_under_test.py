@@ -16,14 +16,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.bundle import Bundle
-from deploy.card import space_of
 from deploy.checks import Check, judge, judge_prediction, wilson_interval
 from deploy.comparison import Comparison, compare
 from deploy.device import DeviceSpec, get_device, list_devices, make_device
 from deploy.emit import emit
 from deploy.fold import fold
-from deploy.footprint import block_file_bytes, block_peak, frame_file_bytes
+from deploy.footprint import block_file_bytes, block_peak
 from deploy.limits import PRECISIONS, Limit, format_value, parse_limit
+from deploy.model_record import read_blocks
 from deploy.pack import check_file, preprocessed
 from deploy.parity import REFERENCE_DEVICE, TOLERANCE, parity_error, relative_error
 from deploy.precision import grid_of
@@ -32,8 +32,8 @@ from deploy.verify_latency import TimedFile, open_anchor, time_file
 from ofa.artefacts import ArtefactError
 from ofa.block_spec import BlockSpec
 from ofa.blocks import build_chain
+from ofa.counts import block_params
 from ofa.errors import OfaError
-from ofa.space import SearchSpace
 from ofa.training.calibration import top1
 from ofa.training.data import Images, Preprocessing, load_images
 
@@ -52,9 +52,8 @@ class FileUnderTest:
         check_file(self.content, self.path)  # before a runtime follows any reference
         self.session = open_session(self.content, get_device(REFERENCE_DEVICE))
         self.resolution = int(self.record["preprocess"]["resolution"])
-        self.space = space_of(self.record)
-        self.blocks = {} if self.space is None else self.space.blocks(self.space.from_values(self.record["arch"]))
-        self.net = None if self.space is None else _rebuild(bundle, self.blocks, self.space.bn_eps)
+        self.blocks = read_blocks(self.record.get("blocks") or {}, bundle.path / "model.json")
+        self.net = _rebuild(bundle, self.blocks, self.record["bn_eps"]) if self.blocks else None
         self.is_fp32 = self.record["precision"] == "fp32"
 
     def of(self, *quantities: str) -> list[Limit]:
@@ -138,7 +137,7 @@ class FileUnderTest:
             value = counts[limit.quantity]
             checks += judge(limit.quantity, format_value(limit.quantity, value), [limit], value)
         for limit in self.of("memory", "size"):
-            value, how = footprint(limit, self.content, self.record["precision"], self.space, self.blocks)
+            value, how = footprint(limit, self.content, self.record["precision"], self.blocks)
             checks += judge(limit.key, f"{format_value(limit.quantity, value)} ({how})", [limit], value)
         for limit in self.of("energy", "latency"):
             if reason := self._why_unmeasured(limit):
@@ -152,7 +151,7 @@ class FileUnderTest:
             limits = [limit for limit in self.of("latency") if limit.device == name]
             if name not in self.asked and all(self._why_unmeasured(limit) for limit in limits):
                 continue
-            anchor = open_anchor(self.record.get("anchors", {}).get(name), self.space, spec)
+            anchor = open_anchor(self.record.get("anchors", {}).get(name), spec, self.bundle.path / "model.json")
             timed[name] = time_file(self.content, spec, self.resolution, limits, seconds=seconds, anchor=anchor)
         return timed
 
@@ -177,14 +176,12 @@ class FileUnderTest:
         return ""
 
 
-def footprint(
-    limit: Limit, content: bytes, stored: str, space: SearchSpace | None, blocks: Mapping[str, BlockSpec]
-) -> tuple[float, str]:
+def footprint(limit: Limit, content: bytes, stored: str, blocks: Mapping[str, BlockSpec]) -> tuple[float, str]:
     """Return a file's size or its network's peak of activations in bytes, and how it is known.
 
     Args:
         stored: precision of the file, which a limit that names none is about.
-        space: of the network, with its `blocks`; None = it is of no space.
+        blocks: of its network; empty = not known.
 
     Raises:
         OfaError: if nothing tells.
@@ -192,19 +189,22 @@ def footprint(
     precision = limit.precision if limit.precision not in (None, "fp32") else stored
     if limit.quantity == "size" and precision == stored:
         return float(len(content)), "of this file"
-    if space is None:
+    if not blocks:
         raise OfaError(f"limit {str(limit)!r}: only a file of one of our spaces tells; leave the limit out")
     if limit.quantity == "size":
-        size = frame_file_bytes(space) + sum(block_file_bytes(spec, precision) for spec in blocks.values())
-        return float(size), "computed"
+        change = sum(block_file_bytes(spec, precision) - block_file_bytes(spec, stored) for spec in blocks.values())
+        return float(len(content) + change), "computed"
     return float(PRECISIONS[precision] * max(map(block_peak, blocks.values()))), "activations of one image, computed"
 
 
 def _rebuild(bundle: Bundle, blocks: Mapping[str, BlockSpec], bn_eps: float) -> nn.Module:
     """The PyTorch network that was exported, from its architecture and weights."""
-    net = build_chain(blocks, bn_eps=bn_eps)
+    content = bundle.read("model.safetensors")
     try:
-        net.load_state_dict(load(bundle.read("model.safetensors")))
+        if 4 * sum(map(block_params, blocks.values())) > len(content):  # or memory for weights that are not there
+            raise RuntimeError("too few")
+        net = build_chain(blocks, bn_eps=bn_eps)
+        net.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
         weights, reason = bundle.path / "model.safetensors", str(error).splitlines()[0]
         raise ArtefactError(f"{weights}: not the weights of this model ({reason})") from None

@@ -10,6 +10,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from deploy.precision import grid_of
 from ofa.artefacts import ArtefactError
+from ofa.block_spec import SHORTCUTS, BlockSpec
+from ofa.blocks import ACTIVATIONS, KINDS
+from ofa.errors import OfaError
+
+MOST = 2**14  # channels, pixels
 
 
 def _precision(name: str) -> str:
@@ -60,6 +65,8 @@ class ModelRecord(_Part):
     layers: dict[str, Precision]
     space: str | None
     arch: dict[str, int | float | str] | None
+    blocks: dict[str, dict[str, Any]] | None = None  # name -> fields of its BlockSpec, in execution order
+    bn_eps: Positive | None = None
     classes: Annotated[list[str], Field(min_length=1)]
     preprocess: Preprocess
     weights_sha256: str | None
@@ -75,9 +82,30 @@ class ModelRecord(_Part):
 
     @model_validator(mode="after")
     def _has_both_or_neither(self) -> ModelRecord:
-        if (self.space is None) != (self.arch is None):
-            raise ValueError("an architecture needs its space, a space its architecture")
+        if len({self.space is None, self.arch is None, self.blocks is None, self.bn_eps is None}) > 1:
+            raise ValueError("space, arch, blocks and bn_eps belong together: expected all or none")
         return self
+
+
+def read_blocks(fields: Mapping[str, Any], path: Path) -> dict[str, BlockSpec]:
+    """Return blocks that can be built, by name, in execution order.
+
+    They come with the file, so that whoever checks it needs no module of the space that it was found in.
+
+    Raises:
+        ArtefactError: naming what is none.
+    """
+    blocks = {}
+    for name, value in fields.items():
+        try:
+            spec = blocks[name] = BlockSpec.from_dict(value)
+        except OfaError as error:
+            raise ArtefactError(f"{path}: {name!r}: {error}; the file is damaged") from None
+        known = spec.kind in KINDS and spec.act in ACTIVATIONS and spec.shortcut in SHORTCUTS
+        sizes = (spec.in_channels, spec.out_channels, spec.resolution, spec.kernel_size, spec.stride)
+        if not known or not all(0 < size <= MOST for size in sizes) or not 0 <= spec.hidden_channels <= MOST:
+            raise ArtefactError(f"{path}: {name!r} is no block that can be built ({spec}); the file is damaged")
+    return blocks
 
 
 def check_record(record: Mapping[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from deploy.device import DeviceSpec
 from deploy.emit import emit, input_shape
 from deploy.interleave import interleave, paired_ratio
 from deploy.limits import Limit, format_value
+from deploy.model_record import read_blocks
 from deploy.runtimes import Session, open_session
 from deploy.timing import Call, Latency, clock_of, measure
 from ofa.artefacts import is_positive
 from ofa.progress import say
-from ofa.space import SearchSpace
 
 MAX_ROUNDS = 4  # a limit inside the interval is measured again, each time longer
 SAME_SPEED = 0.05  # share by which an anchor's time may differ
@@ -117,15 +118,15 @@ def _time(call: Call, clock: str, seconds: float, anchor: tuple[Call, float] | N
     return TimedFile(latency, found, found.ratio_low * then_ms, found.ratio_high * then_ms)
 
 
-def open_anchor(fields: Mapping[str, Any] | None, space: SearchSpace | None, device: DeviceSpec) -> tuple[Call, float] | None:
+def open_anchor(fields: Mapping[str, Any] | None, device: DeviceSpec, source: Path) -> tuple[Call, float] | None:
     """Return what runs a device's anchor once, and its milliseconds when the table was measured; None without one.
 
     Args:
-        fields: "arch" and "latency_ms", as the search noted them.
+        fields: "blocks" and "latency_ms", as the export noted them in `source`.
     """
-    if fields is None or space is None or not is_positive(fields.get("latency_ms")):
+    if not fields or not fields.get("blocks") or not is_positive(fields.get("latency_ms")):
         return None
-    blocks = space.blocks(space.from_values(fields.get("arch", {})))
+    blocks = read_blocks(fields["blocks"], source)
     shape = (device.batch_size, *input_shape(next(iter(blocks.values()))))
     images: NDArray[np.float32] = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     session: Session = open_session(emit(blocks, precision=device.graph_precision), device)

@@ -38,7 +38,7 @@ def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files that belong together, by name; `folder` is made if need be.
 
     All of them are on disk under temporary names before the first is renamed, so that a full disk changes nothing. The order
-    of the renames is that of `files`: what vouches for the others goes last.
+    of the renames is that of `files`.
 
     Raises:
         OSError: naming the file that could not be written.

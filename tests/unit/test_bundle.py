@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 
@@ -113,11 +114,31 @@ def test_results_about_an_earlier_model_are_not_added_to_another(folder):
     assert not open_bundle(folder).has("verify.json")
 
 
-def test_an_export_takes_no_file_for_its_own(tmp_path):
-    (tmp_path / "arch.json").write_text("mine")
-    with pytest.raises(ArtefactError, match=r"arch.json: would pass for a part of this export"):
+@pytest.mark.parametrize("name", ["arch.json", "run.py", "verify.json"])
+def test_an_export_replaces_no_file_of_the_users(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ArtefactError, match=rf"{name}: no export wrote this file, so none replaces it"):
         write_bundle(tmp_path, parts())
-    assert [p.name for p in tmp_path.iterdir()] == ["arch.json"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_an_export_that_was_cut_off_between_two_files_can_be_made_again(tmp_path, monkeypatch):
+    real, renames = os.replace, []
+
+    def cut_off(source, target):
+        renames.append(target)
+        if len(renames) == 3:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(tmp_path, parts())
+    monkeypatch.setattr(os, "replace", real)
+    with pytest.raises(ArtefactError, match="no such file, but SHA256SUMS lists it"):
+        open_bundle(tmp_path)
+    write_bundle(tmp_path, parts())
+    assert open_bundle(tmp_path).has("run.py")
 
 
 DAMAGE = {
@@ -191,7 +212,8 @@ QUANTISED = {"images": 100, "split": "validation", "top1": 0.8, "top1_fp32": 0.8
      {"arch": {"depth": 2}}, {"arch": {"depth": [2]}, "space": "s"}, {"data": 3}, {"top1_validation": None}, {"sha256": "x"}],
 )  # fmt: skip
 def test_facts_that_the_card_could_not_tell_are_refused(tmp_path, change):
-    write_bundle(tmp_path, parts(quantisation=QUANTISED, top1_validation=0.7, data="digits", space="s", arch={"depth": 2}))
+    network = {"space": "s", "arch": {"depth": 2}, "blocks": {}, "bn_eps": 1e-5}
+    write_bundle(tmp_path, parts(quantisation=QUANTISED, top1_validation=0.7, data="digits", **network))
     assert open_bundle(tmp_path).record["quantisation"] == QUANTISED
     write_bundle(tmp_path, parts(**change))
     with pytest.raises(ArtefactError, match=r"model.json: .*; the file is damaged") as caught:

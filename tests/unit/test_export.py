@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from deploy.runtimes import open_session
 from deploy.timing import measure
 from deploy.verify import verify_model
 from deploy.verify_latency import Anchor, TimedFile, open_anchor, time_file
+from ofa.artefacts import ArtefactError
 from ofa.blocks import build_chain
 from ofa.errors import OfaError
 from ofa.spaces import get_space
@@ -332,16 +334,18 @@ def test_a_file_beside_itself_takes_its_anchors_time():
     """The anchor is the file: whatever speed the machine has, at the table's speed it takes what the anchor took then."""
     blocks = SPACE.blocks(SPACE.smallest)
     device, content = get_device("ort_cpu_1t"), emit(blocks)
-    fields = {"arch": SPACE.to_json(SPACE.smallest)["values"], "latency_ms": 123.0}  # surely another speed
+    fields = {"blocks": {name: spec.to_dict() for name, spec in blocks.items()}, "latency_ms": 123.0}  # surely another speed
     found = time_file(
-        content, device, SPACE.resolution(SPACE.smallest), [], seconds=0.2, anchor=open_anchor(fields, SPACE, device)
+        content, device, SPACE.resolution(SPACE.smallest), [], seconds=0.2, anchor=open_anchor(fields, device, Path())
     )
     assert not found.anchor.is_same_speed
     assert found.low_ms <= 123.0 * 1.1
     assert found.high_ms >= 123.0 * 0.9
     assert found.anchor.ratio == pytest.approx(1.0, abs=0.25)  # two sessions of one graph, on a machine that others use
-    assert open_anchor(None, SPACE, device) is None
-    assert open_anchor({"arch": {}, "latency_ms": -1}, SPACE, device) is None
+    assert open_anchor(None, device, Path()) is None
+    assert open_anchor({**fields, "latency_ms": -1}, device, Path()) is None
+    with pytest.raises(ArtefactError, match="is no block that can be built"):
+        open_anchor({**fields, "blocks": {"stem": {**fields["blocks"]["stem"], "in_channels": 10**9}}}, device, Path())
 
 
 def test_prove_writes_the_bench_and_the_verification(trained, tmp_path):

@@ -140,14 +140,16 @@ def test_verify_takes_the_size_of_the_file_itself_and_computes_the_rest():
     content = emit(SPACE.blocks(arch), fold(build_chain(SPACE.blocks(arch)).eval()))
 
     def found(limit, stored="fp32"):
-        return footprint(parse_limit(limit), content, stored, SPACE, SPACE.blocks(arch))
+        return footprint(parse_limit(limit), content, stored, SPACE.blocks(arch))
 
     assert found("size <= 1MB") == found("size <= 1MB", "int8") == (len(content), "of this file")
     assert found("size@int8 <= 1MB", "int8") == (len(content), "of this file")
-    assert found("size@int8 <= 1MB") == (SizeCost(SPACE, "int8")(arch), "computed")
+    size, how = found("size@int8 <= 1MB")
+    assert how == "computed"
+    assert size == pytest.approx(SizeCost(SPACE, "int8")(arch), rel=0.02)  # this content has no metadata
     for precision in PRECISIONS:
         for value, how in (found(f"memory@{precision} <= 1MB"), found("memory <= 1MB", precision)):
             assert value == MemoryCost(SPACE, precision)(arch)
             assert "computed" in how
     with pytest.raises(OfaError, match="only a file of one of our spaces tells"):
-        footprint(parse_limit("memory <= 1MB"), content, "fp32", None, {})
+        footprint(parse_limit("memory <= 1MB"), content, "fp32", {})
