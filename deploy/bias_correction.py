@@ -5,6 +5,8 @@ Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2, with the mean measure
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,26 +16,41 @@ from deploy.graphs import Weights
 from deploy.runtimes.torch_eager import Program
 
 
-def corrected(weights: Weights, fp32: bytes, quantised: bytes, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Return the weights with biases that give every channel of every layer its mean of before.
+def layer_means(content: bytes, images: NDArray[np.float32]) -> dict[str, Tensor]:
+    """Return the mean of every channel of every tensor that a file computes in float, by the tensor's name.
+
+    Args:
+        content: a file of any precision.
+        images: preprocessed (n, 3, r, r); they run as one batch.
+    """
+    means: dict[str, Tensor] = {}
+
+    def note(name: str, value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            means[name] = _mean(value)
+        return value
+
+    with torch.inference_mode():
+        Program(content)(torch.from_numpy(images), visit=note)
+    return means
+
+
+def corrected(
+    weights: Weights, quantised: bytes, images: NDArray[np.float32], means: Mapping[str, Tensor]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the weights with biases that give every channel of every layer the mean that it has in float.
 
     Layers are corrected in execution order, each fed with what the corrected ones before it compute. One without a bias is left
     as it is.
 
     Args:
         weights: folded weights that both files were written from.
-        fp32: the network in floating point.
-        quantised: the network in integers, of the same tensors by the same names.
-        images: preprocessed (n, 3, r, r); they run as one batch, 32 are enough.
+        quantised: the network in integers.
+        images: preprocessed (n, 3, r, r); they run as one batch, 64 are enough.
+        means: of the network in float (`layer_means`), on the same images.
     """
     layers = {f"{name.removesuffix('.bias')}.{op}": name for name in weights if name.endswith(".bias") for op in ("conv", "gemm")}
-    means: dict[str, Tensor] = {}
     found = {name: np.asarray(values) for name, values in weights.items()}
-
-    def note(name: str, value: Tensor) -> Tensor:
-        if name in layers:
-            means[name] = _mean(value)
-        return value
 
     def correct(name: str, value: Tensor) -> Tensor:
         if name not in layers:
@@ -43,7 +60,6 @@ def corrected(weights: Weights, fp32: bytes, quantised: bytes, images: NDArray[n
         return value + shift
 
     with torch.inference_mode():
-        Program(fp32)(torch.from_numpy(images), visit=note)
         Program(quantised)(torch.from_numpy(images), visit=correct)
     return found
 

@@ -30,10 +30,8 @@ MAX_BYTES = 256 * 2**20  # of all activations that are held at once
 BINS = 2**16
 FINITE = 0x7F80  # patterns below are finite
 VANISHING = 1e-20  # a range of nothing but zeros, for any purpose
-COARSE, FINE = (
-    0.5 ** (np.arange(41) / 4),
-    0.5 ** (np.arange(-3, 4) / 16),
-)  # ends that "mse" tries, down to a thousandth of the whole
+COARSE = 0.5 ** (np.arange(21) / 2)  # ends that "mse" tries, of the whole: down to its thousandth,
+FINE = 0.5 ** (np.arange(-3, 4) / 8)  # then around the best
 
 
 @dataclass(frozen=True, slots=True)

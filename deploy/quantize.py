@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bias_correction import corrected
+from deploy.bias_correction import corrected, layer_means
 from deploy.calibration import METHODS, activation_ranges, scales_of
 from deploy.device import get_device
 from deploy.emit import emit, layer_names
@@ -117,11 +117,9 @@ def quantize(
                 f"{100 * max_drop:.2f}; allow a larger drop, fine-tune, or choose a16w8 or fp32"
             )
     while top1_fp32 - top1 > max_drop + ROUNDING:
-        layer = bench.costliest(choice)
-        choice = replace(choice, weights=weights, layers={**choice.layers, layer: "fp32"})
-        if choice.bias_corrected:
-            choice = bench.corrected(choice)
+        choice = bench.with_costliest_in_float(choice)
         top1, logits = _judged(bench.write(choice), judge)
+        layer = list(choice.layers)[-1]
         tried.append(Trial(f"{layer} in float", bench.error(choice), top1))
         say(f"{layer} stays in float: divergence from fp32 {tried[-2].error:.4f} -> {tried[-1].error:.4f}, top-1 {top1:.4f}")
     return Quantised(
@@ -177,8 +175,8 @@ class _Bench:
     ) -> None:
         self.blocks, self.weights, self.precision = blocks, weights, precision
         self.bias_images, self.held_back = bias_images, held_back
-        self.fp32 = emit(blocks, weights)
-        self.expected = _logits(self.fp32, held_back)
+        fp32 = emit(blocks, weights)
+        self.means, self.expected = layer_means(fp32, bias_images), _logits(fp32, held_back)
 
     def write(self, choice: _Choice) -> bytes:
         return emit(self.blocks, choice.weights, precision=self.precision, scales=choice.scales, layers=choice.layers)
@@ -189,19 +187,22 @@ class _Bench:
     def corrected(self, choice: _Choice) -> _Choice:
         """Return a choice with the biases of before corrected for what it rounds."""
         content = self.write(replace(choice, weights=self.weights))
-        return replace(choice, bias_corrected=True, weights=corrected(self.weights, self.fp32, content, self.bias_images))
+        weights = corrected(self.weights, content, self.bias_images, self.means)
+        return replace(choice, bias_corrected=True, weights=weights)
 
-    def costliest(self, choice: _Choice) -> str:
-        """Return the layer that, alone brought back to float (and to its own bias), takes most of the error away."""
-        errors: dict[str, float] = {}
+    def with_costliest_in_float(self, choice: _Choice) -> _Choice:
+        """Return a choice with that layer in float, too, which alone takes most of the error away."""
         layers = [name for name in layer_names(self.blocks) if name not in choice.layers]
+        best, least = choice, math.inf
         with progress("layers in float, one at a time", len(layers)) as advance:
             for name in layers:
-                bias = {f"{name}.bias": self.weights[f"{name}.bias"]} if f"{name}.bias" in self.weights else {}
-                alone = replace(choice, weights={**choice.weights, **bias}, layers={**choice.layers, name: "fp32"})
-                errors[name] = self.error(alone)
-                advance(note=min(errors, key=lambda each: errors[each]))
-        return min(errors, key=lambda name: errors[name])
+                other = replace(choice, layers={**choice.layers, name: "fp32"})
+                other = self.corrected(other) if choice.bias_corrected else other
+                error = self.error(other)
+                if error < least:
+                    best, least = other, error
+                advance(note=f"{list(best.layers)[-1]}: {least:.4f}")
+        return best
 
 
 def _calibrated(
@@ -210,7 +211,8 @@ def _calibrated(
     grid = grid_of(precision)
     assert grid is not None
     ranges = activation_ranges(blocks, weights, [images])
-    return {method: scales_of(ranges, grid.activation_bits, method) for method in METHODS}
+    methods = [method for method in METHODS if method != "mse" or grid.activation_bits <= 8]  # with more, it is minmax
+    return {method: scales_of(ranges, grid.activation_bits, method) for method in methods}
 
 
 def _split(calibration: Iterable[Images]) -> tuple[Images, Images]:

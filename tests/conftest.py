@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,3 +70,36 @@ def random_archs():
         return space.decode(population)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def digits_network():
+    """A network of a few thousand weights that knows digits: blocks, folded weights, images and preprocessing."""
+    import torch
+    from torch.nn import functional as F
+
+    from deploy.fold import fold
+    from ofa.block_spec import BlockSpec
+    from ofa.blocks import build_chain
+    from ofa.training.data import Preprocessing, load_images, split_validation
+
+    torch.manual_seed(0)
+    blocks = {
+        "stem": BlockSpec("conv", 3, 8, 8, kernel_size=3, act="h_swish"),
+        "block0": BlockSpec("mbconv", 8, 12, 8, hidden_channels=16, kernel_size=3, stride=2, act="relu"),
+        "block1": BlockSpec("mbconv", 12, 12, 4, hidden_channels=24, kernel_size=3, act="h_swish", se=True, shortcut="identity"),
+        "pool": BlockSpec("pool", 12, 12, 4),
+        "head": BlockSpec("linear", 12, 10, 1, bias=True),
+    }
+    train, validation = split_validation(load_images("digits", "train"), fraction=0.3, seed=0)
+    preprocess = Preprocessing.of(train, flip=False)
+    net, images = build_chain(blocks).train(), preprocess(train.images, 8)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(15):
+        for chosen in torch.randperm(len(train)).split(128):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images[chosen]), train.labels[chosen]).backward()
+            optimizer.step()
+    return SimpleNamespace(
+        blocks=blocks, weights=fold(net.eval()), train=train, validation=validation, preprocess=preprocess, resolution=8
+    )

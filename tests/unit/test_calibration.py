@@ -9,7 +9,7 @@ from deploy import calibration
 from deploy.calibration import METHODS, activation_ranges, grid, scales_of, squared_error
 from deploy.device import get_device
 from deploy.emit import emit
-from deploy.export import fold
+from deploy.fold import fold
 from deploy.runtimes import open_session
 from ofa.block_spec import BlockSpec
 from ofa.blocks import build_chain
