@@ -7,7 +7,7 @@ Opset 17, IR 8 unless asked otherwise: read by ONNX Runtime from 1.12 on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from onnx import TensorProto, defs, helper
 
@@ -141,6 +141,23 @@ def emit(
     return model.SerializeToString(deterministic=True)
 
 
+def choose_opset(opset: int | None, precisions: Iterable[str]) -> int:
+    """Return the opset of a file that holds these precisions: the one that is asked for, or the oldest from 17 on that will do.
+
+    Raises:
+        OfaError: if it is too old for them, or newer than this onnx.
+    """
+    grids = map(grid_of, precisions)
+    wide = any(grid is not None and grid.activation_bits > 8 for grid in grids)
+    least = UINT16_OPSET if wide else LEAST_OPSET
+    if opset is None:
+        return max(OPSET, least)
+    if not least <= opset <= defs.onnx_opset_version():
+        what = "activations of more than 8 bits" if wide else "a file"
+        raise OfaError(f"opset {opset}: {what} can be written in {least} to {defs.onnx_opset_version()}")
+    return opset
+
+
 def layer_names(blocks: Mapping[str, BlockSpec]) -> list[str]:
     """Return the names of a network's layers with weights, in execution order: what `layers` of `emit` takes."""
     graph = Graph(None, OPSET)
@@ -175,14 +192,7 @@ def _graph(
             raise PrecisionError(f"layer {name}: fp16 in a network of {precision}; leave it in fp32")
     if grid is not None and (weights is None) != (scales is None):
         raise OfaError(f"{precision} needs the scales of all activations with trained weights, and no scales with constant ones")
-    grids = [grid, *map(grid_of, layers.values())]
-    wide = any(each is not None and each.activation_bits > 8 for each in grids)
-    least = UINT16_OPSET if wide else LEAST_OPSET
-    if opset is None:
-        opset = max(OPSET, least)
-    if not least <= opset <= defs.onnx_opset_version():
-        what = "activations of more than 8 bits" if wide else "a file"
-        raise OfaError(f"opset {opset}: {what} can be written in {least} to {defs.onnx_opset_version()}")
+    opset = choose_opset(opset, [precision, *layers.values()])
     if precision in FLOATS:
         return (HalfGraph if precision == "fp16" else Graph)(weights, opset)
     assert grid is not None

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.comparison import Comparison
-from deploy.emit import layer_names
+from deploy.emit import choose_opset, layer_names
 from deploy.finetune import finetune_quantised
 from deploy.graphs import Scales, Weights
 from deploy.precision import PrecisionError, grid_of
@@ -49,8 +49,7 @@ class Format:
             raise PrecisionError(
                 f"layers {dict(self.layers)}: differ in an export in integers only, this one is {self.precision}"
             )
-        for precision in (self.layers or {}).values():
-            grid_of(precision)
+        choose_opset(self.opset, [self.precision, *(self.layers or {}).values()])
 
 
 class TrainedRun:
