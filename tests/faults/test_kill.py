@@ -93,7 +93,7 @@ print(json.dumps(done))
     ids=["progressive", "attentive"],
 )
 def test_training_survives_being_killed_at_any_moment(tmp_path, settings):
-    kills = 30
+    kills = int(os.environ.get("OFA_KILLS", "20"))
     command = [sys.executable, "-c", SCRIPT, tmp_path, kills, json.dumps(settings)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, timeout=280)
