@@ -109,6 +109,7 @@ def round_network(
             run.preprocess,
             epochs=how.finetune_epochs,
             precision=how.precision,
+            teacher=weights,
         )
         found = quantised(tuned.weights, max_drop=how.max_drop, scales=tuned.scales, reference=weights)
     record = {
