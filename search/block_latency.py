@@ -26,6 +26,10 @@ class BlockLatency:
     def total_ms(self) -> float:
         return sum(self.blocks_ms.values()) + self.rest_ms
 
+    @property
+    def has_negative(self) -> bool:
+        return min(self.blocks_ms.values()) < 0
+
     def in_unit(self, longest_ms: float) -> BlockLatency:
         """Choose a unit in which blocks up to `longest_ms` have few digits."""
         return replace(self, scale=1e3, unit="µs") if longest_ms < 0.1 else self

@@ -60,7 +60,7 @@ def read_exports(run: Run) -> tuple[list[Network], list[Unusable]]:
     A damaged one spoils none of the others: it is returned with the reason. Equal names are told apart by their folders.
     """
     inside = sorted((run.path / "export").glob("*"))
-    elsewhere = [run.path / name for name in run.record.get("exports", [])]
+    elsewhere = [Path(os.path.normpath(run.path / name)) for name in run.record.get("exports", [])]
     folders = list({path.resolve(): path for path in [*elsewhere, *inside] if _is_export(path)}.values())
     networks: list[Network] = []
     unusable: list[Unusable] = []

@@ -134,7 +134,7 @@ def _stack_bounds(axes: Axes, bounds: Sequence[Bound]) -> tuple[list[tuple[Bound
     placed: list[tuple[Bound, float, int]] = []
     edges: list[float] = []  # where the leftmost label of each row begins
     for bound in sorted(bounds, key=lambda b: -b.cost):
-        size = CHAR * len(bound.label)
+        size = 1.14 * CHAR * len(bound.label)  # some systems' letters are that wide
         left = max(4, min(axes.x(bound.cost) + 4, axes.width - size - 2))
         row = next((r for r, edge in enumerate(edges) if left + size + 8 <= edge), len(edges))
         edges[row : row + 1] = [left]

@@ -37,7 +37,7 @@ def source(text: str) -> Source:
     name, chosen = Path(text).name, "which the search chose by"
     if text in ("supernet", "SupernetAccuracy"):
         sentence = "whose accuracy was measured on validation images"
-        return Source("images", name, "on validation images", "measured", sentence, f"on validation images, {chosen}")
+        return Source("images", "supernet", "on validation images", "measured", sentence, f"on validation images, {chosen}")
     if text.endswith(".npz") or text in ("MitPredictor", "AccuracyPredictor"):
         sentence = f"whose accuracy {name} predicts: none was measured"
         return Source("predictor", name, "predicted", "predicted", sentence, f"as {name} predicts it, {chosen}")
@@ -94,6 +94,7 @@ def duration(seconds: float) -> str:
 
 def digits(value: float, significant: int = 3) -> str:
     """Write a number with that many significant digits and no exponent."""
+    value = float(f"{value:.{significant - 1}e}")  # 0.9999 has the digits of 1
     decimals = significant - 1 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, decimals)}f}"
 

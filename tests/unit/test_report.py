@@ -30,13 +30,16 @@ from ofa.run_dir import DataSource, Run
 from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
+from search.architectures import show_architectures
 from search.evidence import read_exports
 from search.menu import MENU_SCHEMA, InfeasibleTarget, save_menu
 from search.pareto_plot import place_labels
-from search.past_searches import read_menus, read_searches
+from search.past_searches import best_of, read_menus, read_searches
 from search.plots import nice_ticks, span
+from search.precisions import families
 from search.report import OF_EXPORTS, write_report
 from search.result import FRONT_SCHEMA, Candidate, SearchResult
+from search.wording import digits
 
 SECTIONS = (
     "networks",
@@ -205,6 +208,8 @@ def add_export(
         "layers": {},
         "space": run.space.name,
         "arch": run.space.to_json(found.best.arch)["values"],
+        "blocks": {name: spec.to_dict() for name, spec in run.space.blocks(found.best.arch).items()},
+        "bn_eps": run.space.bn_eps,
         "classes": list(run.data.classes),
         "preprocess": pre,
         "weights_sha256": "e" * 64,
@@ -284,12 +289,13 @@ class Page(HTMLParser):
         self.text = ""
         self.shown = ""  # before any <details> is opened, without drawings
         self.codes: list[str] = []
+        self.cells: list[str] = []  # texts of tables
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -306,6 +312,8 @@ class Page(HTMLParser):
                 self.shown += data
         if self.open and self.open[-1] == "code":
             self.codes.append(data)
+        if {"td", "th"} & set(self.open) and data.strip():
+            self.cells.append(data.strip())
 
     @property
     def ids(self) -> list[str | None]:
@@ -1050,7 +1058,8 @@ def test_a_damaged_export_fails_alone_and_says_why(run: Run, damage: Any, reason
 
 @pytest.mark.parametrize(("space", "words"), [(None, "of no space"), ("mbv3_small_image", "of the space mbv3_small_image")])
 def test_an_export_of_another_space_is_no_network_of_the_run(run: Run, space: str | None, words: str) -> None:
-    change(run.path / "export" / "small", "model.json", space=space, **({"arch": None} if space is None else {}))
+    none = dict.fromkeys(("arch", "blocks", "bn_eps")) if space is None else {}
+    change(run.path / "export" / "small", "model.json", space=space, **none)
     networks, (found,) = read_exports(run)
     assert networks == []
     assert not found.damaged
@@ -1066,6 +1075,199 @@ def test_exports_of_one_name_are_told_apart_by_their_folders(run: Run) -> None:
     run.note_export(run.path / "int8" / "best")
     networks, _ = read_exports(Run(run.path))
     assert {network.name for network in networks} == {"small", "export/best", "int8/best"}
+
+
+ANCHOR = {"then_ms": 0.1, "now_ms": 0.25, "ratio": 0.6, "ratio_low": 0.58, "ratio_high": 0.62}
+
+
+def test_report_says_that_the_machine_ran_at_another_speed_than_its_table(run: Run) -> None:
+    """0.6 of a network that took 0.1 ms is 0.06 ms, as was predicted."""
+    change(run.path / "export" / "small", "verify.json", anchors={DEVICE: ANCHOR})
+    text = " ".join(page_of(run).text.split())
+    assert "machine at 2.50 × its table's time; at the table's speed 0.0600 ms (0.0580 – 0.0620) 0.0% above predicted" in text
+    assert "Where the machine ran at another speed" in text
+    change(run.path / "export" / "small", "verify.json", anchors={DEVICE: {**ANCHOR, "now_ms": 0.101}})
+    text = page_of(run).text
+    assert "its table's time" not in text
+    assert "Where the machine ran at another speed" not in text
+    assert "2.0% above predicted" in text  # 0.0612 ms against 0.06
+
+
+def test_a_prediction_for_fp32_is_not_held_against_a_file_of_another_precision(run: Run) -> None:
+    assert "above predicted" in page_of(run).text
+    change(run.path / "export" / "small", "model.json", precision="int8", quantisation=ROUNDED)
+    text = page_of(run).text
+    assert "above predicted" not in text
+    assert f"{DEVICE}, fp32" in text
+    int8 = {"name": DEVICE, "runtime": "onnxruntime", "precision": "int8"}
+    change(run.path / "export" / "small", "model.json", devices={DEVICE: int8})
+    assert "above predicted" in page_of(run).text
+
+
+def test_a_file_that_no_test_image_was_shown_has_no_test_accuracy(run: Run) -> None:
+    change(run.path / "export" / "small", "verify.json", top1=None, top1_interval=None, test_images=0)
+    text = page_of(run).text
+    assert "no test images" in text
+    assert "✓ Pass" in text
+
+
+def add_precisions(run: Run) -> None:
+    """One network in fp32, fp16 and int8; fp16 not verified, int8 timed and slower where one image is run."""
+    found = add_search(run, "more", best=5)
+    layers = {"stage1_block0.depthwise": "fp32", "final": "a16w8"}
+    ratios = [
+        {"batch_size": 1, "fp32_ratio": 1.4, "fp32_ratio_low": 1.35, "fp32_ratio_high": 1.45},
+        {"batch_size": 8, "fp32_ratio": 0.99, "fp32_ratio_low": 0.95, "fp32_ratio_high": 1.02},
+        {"batch_size": 32, "fp32_ratio": 0.8, "fp32_ratio_low": 0.78, "fp32_ratio_high": 0.82, "memory_source": "ru_maxrss"},
+        {"batch_size": 64, "error": "memory ran out"},
+    ]
+    for row in ratios[:3]:
+        row |= {"precision": "int8", "memory_mib": 13.25, "memory_source": row.get("memory_source", "VmHWM")}
+    folder = run.path / "export"
+    add_export(run, found, folder / "net", rows=[{"fp32_ratio": 1.0, "fp32_ratio_low": 1.0, "fp32_ratio_high": 1.0}])
+    add_export(run, found, folder / "net_fp16", ok=None, precision="fp16", size_bytes=2**19, quantisation=ROUNDED)
+    add_export(
+        run,
+        found,
+        folder / "net_int8",
+        precision="int8",
+        size_bytes=2**18,
+        quantisation=ROUNDED,
+        layers=layers,
+        rows=ratios,
+        proof={"fp32": COMPARED},
+    )
+
+
+def test_precisions_of_one_network_stand_side_by_side(run: Run) -> None:
+    add_precisions(run)
+    networks, _ = read_exports(run)
+    (family,) = families(networks)  # the fp32 file of another network is in none
+    assert [variant.label for variant in family.variants] == ["fp32", "fp16", "int8"]
+    losses = [variant.loss for variant in family.variants]
+    assert losses[0] is None
+    assert losses[1] is not None
+    assert losses[2] is not None
+    assert (losses[1].points, losses[1].low, losses[1].split) == (pytest.approx(2.0), pytest.approx(-1.0), "validation")
+    assert (losses[2].points, losses[2].high, losses[2].split) == (pytest.approx(1.2), pytest.approx(2.3), "test")
+    page = page_of(run)
+    text = " ".join(page.text.split())
+    for words in (
+        f"int8 on {DEVICE}: ✗ slower than fp32 at batch 1 (1.40 of its time); = no faster than fp32 at batch 8 (0.99 of its time); "
+        "✓ faster than fp32 at batch 32 (0.80 of its time).",
+        "+1.20 points",
+        "+0.10 to +2.30",
+        "1.40 (1.35 to 1.45)",
+        "2: stage1_block0.depthwise (fp32), final (a16w8)",
+        "449 test images",
+        "135 validation images",
+        "0.250 MiB, 25% of fp32",
+    ):
+        assert words in text, words
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert f"Time over that of fp32, 95% CI: int8, {DEVICE}, batch 1 1.40 (1.35 to 1.45);" in " ".join(map(str, labels))
+    files = " ".join(str(run.path / "export" / name) for name in ("net", "net_fp16", "net_int8"))
+    assert f"ofa bench {files}" in page.codes  # fp16 has no ratio yet
+
+
+def test_report_without_other_precisions_says_how_to_get_them(run: Run) -> None:
+    page = page_of(run)
+    assert "Every exported file is in fp32." in page.text
+    assert f"ofa export {run.path}/search/small/best -o {run.path}/export/small_int8 --precision int8" in page.codes
+
+
+def test_report_shows_times_and_memory_by_batch_size(run: Run) -> None:
+    add_precisions(run)
+    page = page_of(run)
+    text = " ".join(page.text.split())
+    for words in (
+        f"net_int8, on {DEVICE}",
+        f"net, fp32, on {DEVICE}",
+        "Batch 1 8 32 64",
+        "Median, ms 2.00 2.00 2.00 –",
+        "p99, ms 3.50 3.50 3.50 –",
+        "Images a second 4,321 4,321 4,321 –",
+        "Memory, MiB 13.2 13.2 ≥ 13.2 –",
+        "Batch 64 could not be run: memory ran out",
+        "small was not timed by batch size.",
+    ):
+        assert words in text or words in spaced(page), words
+    assert f"ofa bench {run.path}/export/small" in page.codes
+
+
+def test_every_export_has_its_card_with_commands_to_copy(run: Run) -> None:
+    add_precisions(run)
+    folder = run.path / "export" / "a folder"
+    add_export(run, add_search(run, "last", best=8), folder, classes=[f"class {i}" for i in range(30)], parity_error=2e-7)
+    page = page_of(run)
+    text = " ".join(page.text.split())
+    for words in (
+        f"cd '{folder}' && python run.py image.jpg",
+        f"cd '{folder}' && python run.py --self-test",
+        f"ofa verify '{folder}'",
+    ):
+        assert words in page.codes, words
+    for words in (
+        "float32 (batch, 3, 8, 8), RGB",
+        "minus mean 0.5, 0.5, 0.5, divided by std 0.25, 0.25, 0.25",
+        "float32 (batch, 30)",
+        "class 18, class 19 and 10 more, all in labels.txt",
+        "differs by 2.0e-07 of the largest logit",
+        "int8: top-1 64.0% on 135 validation images, fp32 66.0%; the same class on 95.0% of them; signal to rounding noise 25.5 dB; "
+        "ranges of activations by mse, biases corrected, fine-tuned for 2 epochs; "
+        "layers of another precision: stage1_block0.depthwise (fp32), final (a16w8)",
+        "✓ parity: differs by 1e-07",
+    ):
+        assert words in text, words
+    names = {f"#{name}" for name in page.ids}
+    cards = {link for link in page.links if link.startswith("#card-")}
+    assert len(cards) == 5
+    assert cards <= names
+
+
+def test_report_shows_the_latency_of_every_block(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    add_table(run)
+    add_table(run, "pi4")
+    found = add_search(run, "a")
+    ((drawn,), notes) = show_architectures(run, [best_of(run, s) for s in read_searches(run)], tables_of(run))
+    blocks = run.space.blocks(found.best.arch)
+    assert notes == []
+    assert [latency.device for latency in drawn.latencies] == [DEVICE, "pi4"]
+    for latency in drawn.latencies:
+        assert latency.blocks_ms == {name: pytest.approx(0.001 * spec.kernel_size) for name, spec in blocks.items()}
+        assert latency.total_ms == pytest.approx(tables_of(run)[0](found.best.arch))
+        assert (latency.scale, latency.unit) == (1e3, "µs")  # all are shorter than 0.1 ms
+    page = page_of(run)
+    text = " ".join(page.text.split())
+    total = 1e3 * drawn.latencies[0].total_ms
+    assert f"{digits(total)} µs on {DEVICE}" in text
+    assert f"{len(blocks)} blocks as text, with their latency" in text
+    name, spec = list(blocks.items())[3]
+    share = f"{spec.kernel_size / total:.0%}"
+    assert f"{name} {digits(spec.kernel_size)} {share} {digits(spec.kernel_size)} {share} {spec}" in spaced(page)
+
+
+def test_blocks_that_a_table_lacks_are_named_in_a_sentence(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    add_table(run)
+    found = add_search(run, "a")
+    spec = next(iter(run.space.blocks(found.best.arch).values()))
+    table = tables_of(run)[0]
+    replace(table, entries={s: ms for s, ms in table.entries.items() if s != spec}).save(run.latency_path(DEVICE))
+    text = page_of(run).text
+    assert "Latency block by block is not known: table of" in text
+    assert "blocks as text" in text
+    assert "with their latency" not in text
+
+
+def tables_of(run: Run) -> list[LatencyTable]:
+    return [LatencyTable.load(path, run.space) for path in sorted((run.path / "latency").glob("*.json"))]
+
+
+def spaced(page: Page) -> str:
+    """The cells of tables with a space between them."""
+    return " ".join(page.cells)
 
 
 def test_report_finds_exports_elsewhere_and_passes_over_lost_ones(run: Run, tmp_path: Path) -> None:
@@ -1130,6 +1332,13 @@ def test_report_of_a_run_of_one_architecture(tmp_path: Path) -> None:
     assert "ofa search" not in text  # which refuses a run of one network
     shutil.rmtree(run.path / "supernet")
     assert "not trained yet" in page_of(run).text
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(0.99999, "1.00"), (0.9949, "0.995"), (12.345, "12.3"), (0.0, "0"), (-0.00039649, "-0.000396")]
+)
+def test_numbers_are_written_with_three_digits_and_no_exponent(value: float, written: str) -> None:
+    assert digits(value) == written
 
 
 @pytest.mark.parametrize(
