@@ -115,9 +115,7 @@ def _content(run: Run) -> dict[str, Any]:
     shipped = {network.arch for network in exports}
     waiting = [best_of(run, search) for search in searches if search.best.arch not in shipped]
     macs, params = (_count_of(run, quantity, searches, exports) for quantity in ("macs", "params"))
-    networks = sorted(
-        exports + waiting, key=lambda n: (macs(n.arch) or 0, n.export.order if n.export else (False, 0), n.name)
-    )
+    networks = sorted(exports + waiting, key=lambda n: (macs(n.arch) or 0, n.export.order if n.export else (False, 0), n.name))
     exports, waiting = [n for n in networks if n.export], [n for n in networks if not n.export]
     together = len(waiting) <= MOST_OPEN
     training = run.supernet_dir / "config.json"
