@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from deploy.bench import BENCH_SCHEMA, BenchRow
 from deploy.bundle import MODEL_SCHEMA, open_bundle, write_bundle
@@ -30,6 +31,7 @@ from ofa.run_dir import DataSource, Run
 from ofa.spaces import get_space
 from ofa.training.config import TrainConfig
 from ofa.training.loop import SCHEMA as TRAINING_SCHEMA
+from search.agreement import rank_agreement
 from search.architectures import show_architectures
 from search.evidence import read_exports
 from search.menu import MENU_SCHEMA, InfeasibleTarget, save_menu
@@ -1332,6 +1334,19 @@ def test_report_of_a_run_of_one_architecture(tmp_path: Path) -> None:
     assert "ofa search" not in text  # which refuses a run of one network
     shutil.rmtree(run.path / "supernet")
     assert "not trained yet" in page_of(run).text
+
+
+def test_rank_agreement_is_kendalls_tau_b() -> None:
+    rng = np.random.default_rng(0)
+    for n, levels in [(3, 2), (5, 3), (40, 6), (300, 1000)]:
+        for _ in range(20):
+            a, b = rng.integers(0, levels, (2, n)).astype(float).tolist()
+            expected = kendalltau(a, b).statistic
+            found = rank_agreement(a, b)
+            assert (found is None) == np.isnan(expected)
+            assert found is None or found == pytest.approx(expected, abs=1e-12)
+    assert rank_agreement([1.0, 2.0], [1.0, 2.0]) is None
+    assert rank_agreement([1.0, 2.0, 3.0], [1.0, 2.0]) is None
 
 
 @pytest.mark.parametrize(
