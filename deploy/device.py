@@ -37,7 +37,7 @@ class DeviceSpec(BaseModel):
     provider_options: dict[str, str] = {}
     precision: Literal["fp32", "fp16", "bf16", "int8", "a16w8"] = "fp32"
     optimization: Literal["all", "extended", "basic", "none"] = "all"  # level of ONNX Runtime's graph optimisation
-    num_threads: int = Field(1, ge=1, le=2**12)
+    num_threads: int = Field(1, ge=1, le=2**10)
     batch_size: int = Field(1, ge=1, le=2**16)
 
     def __hash__(self) -> int:  # the fields' own would fail on the options

@@ -15,7 +15,7 @@ from torch import nn
 
 from deploy.comparison import compare
 from deploy.device import get_device
-from deploy.emit import emit
+from deploy.emit import emit, short_names
 from deploy.fold import fold, unfold
 from deploy.pack import GOLDEN_IMAGES, ExportedModel, Source, metadata, pack, preprocessing
 from deploy.parity import REFERENCE_DEVICE
@@ -113,6 +113,8 @@ def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> Exp
         opset=how.opset,
         metadata=metadata(source, how.precision),
     )
+    if rounded.scales is not None:
+        content = short_names(content)
     reference, quantisation = content, None
     if how.precision != "fp32":
         reference, original = (emit(blocks, each) for each in (rounded.weights, weights))

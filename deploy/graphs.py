@@ -23,6 +23,7 @@ Scales = Mapping[str, tuple[float, int]]  # of activations by tensor name: step,
 HARD_SWISH_OPSET, UINT16_OPSET = 14, 21  # the first that have it
 CLIPPING = ("Relu", "Clip")
 IN_FLOAT = (*CLIPPING, "HardSwish", "HardSigmoid", "Sigmoid", "Identity")  # what stays in float after a layer in float
+CONV_DEFAULTS = ([1, 1], [0, 0, 0, 0], 1)  # of strides, pads, group: not written
 UNNAMED = ("QuantizeLinear", "DequantizeLinear", "ConstantOfShape")
 SIGNED, UNSIGNED = (1 / 64, 128), (1 / 64, 0)  # of activations of order one; up to 4 < 6, so that ReLU6 needs no Clip
 
@@ -96,9 +97,10 @@ class Graph:
         bias: bool = True,
     ) -> str:
         """Convolution with "same" padding, then the activation."""
-        square, pads = [kernel_size] * 2, [kernel_size // 2] * 4
-        window = {"kernel_shape": square, "strides": [stride] * 2, "pads": pads, "group": groups}
-        out = self.layer("Conv", x, name, (out_channels, in_channels // groups, *square), bias=bias, **window)
+        square = [kernel_size] * 2
+        window = {"strides": [stride] * 2, "pads": [kernel_size // 2] * 4, "group": groups}
+        given = {key: value for key, value in window.items() if value not in CONV_DEFAULTS}
+        out = self.layer("Conv", x, name, (out_channels, in_channels // groups, *square), bias=bias, kernel_shape=square, **given)
         return self.activation(act, out, f"{name}.act")
 
     def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:

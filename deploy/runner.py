@@ -52,6 +52,7 @@ AGAIN = "copy the bundle here again"
 MAX_TEXT_BYTES = 16 * 2**20  # of SHA256SUMS, preprocess.json, labels.txt
 MAX_GOLDEN_BYTES = 256 * 2**20  # unpacked
 MAX_SIDE = 8192  # pixels
+MAX_THREADS = 1024  # each has a stack of its own
 # of a tensor that is kept in another file, as protobuf writes it, shortest or not: field 1, 8 bytes, "location"
 OUTSIDE = re.compile(rb"(?:\n|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 BAND = 32  # new pixels that are made by one matrix product
@@ -603,6 +604,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     for name in ("top", "batch", "csv", "no_check"):
         if options.self_test and getattr(options, name):
             parser.error(f"--{name.replace('_', '-')} goes with images, not with --self-test")
+    if options.threads > MAX_THREADS:
+        parser.error(f"--threads {options.threads}: expected {MAX_THREADS} at most")
     for name in ("top", "batch", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: expected at least 1")

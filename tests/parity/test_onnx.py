@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.device import get_device
-from deploy.emit import emit, input_shape, layer_names
+from deploy.emit import emit, input_shape, layer_names, short_names
 from deploy.fold import fold
 from deploy.parity import parity_error
 from deploy.runtimes import open_session
@@ -343,3 +343,23 @@ def test_onnx_equals_pytorch_at_sides_that_strides_do_not_divide(name):
         static = net.extract(arch)
         session = open_session(emit(space.blocks(arch), fold(static)), CPU)
         assert parity_error(static, session, space.resolution(arch)) < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_file_with_short_names_is_the_same_network(precision):
+    space = get_space("mbv3_tiny_image")
+    static, blocks = settled(space).extract(space.largest), space.blocks(space.largest)
+    images = np.random.default_rng(0).standard_normal((3, *input_shape(next(iter(blocks.values())))), dtype=np.float32)
+    known = None if precision == "fp32" else scales(emit(blocks, fold(static)), images)
+    content = emit(blocks, fold(static), precision=precision, scales=known, metadata={"ofa.a": "1"})
+    short = short_names(content)
+    onnx.checker.check_model(onnx.load_from_string(short), full_check=True)
+    np.testing.assert_array_equal(open_session(short, CPU).run(images), open_session(content, CPU).run(images))
+    before, after = onnx.load_from_string(content), onnx.load_from_string(short)
+    assert len(short) < len(content)
+    assert after.metadata_props == before.metadata_props
+    layers = [[node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")] for model in (before, after)]
+    assert layers[0] == layers[1]
+    names = [name for node in after.graph.node for name in node.output]
+    assert len(set(names)) == len(names)
+    assert short_names(short) == short
