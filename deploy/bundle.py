@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deploy.integrity import MANIFEST, format_manifest, parse_manifest, read_arrays
 from deploy.model_record import check_record
 from ofa.artefacts import ArtefactError, parse_json, read_bounded, write_all
+from ofa.progress import say
 
 MODEL_SCHEMA = "ofa.model/2"
 RESULTS = ("verify.json", "bench.json")
@@ -83,7 +84,7 @@ class Bundle:
 
     @cached_property
     def golden(self) -> dict[str, NDArray[Any]]:
-        """golden.npz: `images` (n, stored_size, stored_size, 3) uint8, `logits` (n, classes), `tolerance` () in (0, 1).
+        """golden.npz: `images` (n, stored_size, stored_size, 3) uint8, `logits` and `reference` (n, classes), `tolerance` ().
 
         Raises:
             ArtefactError: as `arrays`; or naming what is missing or of another shape.
@@ -91,7 +92,13 @@ class Bundle:
         golden, path = self.arrays("golden.npz"), self.path / "golden.npz"
         size, classes = self.record["preprocess"]["stored_size"], len(self.record["classes"])
         n = len(golden["images"]) if "images" in golden and golden["images"].ndim else 0
-        wanted = {"images": ((n, size, size, 3), "u"), "logits": ((n, classes), "f"), "tolerance": ((), "f")}
+        logits = ((n, classes), "f")
+        wanted = {
+            "images": ((n, size, size, 3), "u"),
+            "logits": logits,
+            "reference": logits,
+            "tolerance": ((), "f"),
+        }
         for name, (shape, kind) in wanted.items():
             if name not in golden or not 0 < n <= MAX_GOLDEN:
                 raise ArtefactError(
@@ -162,8 +169,15 @@ def open_bundle(path: Path | str) -> Bundle:
                 f"{folder / name}: not listed in {MANIFEST}, so nothing vouches for it; remove it or export again"
             )
     bundle = Bundle(folder, digests)
-    for name in digests:
-        bundle.read(name)
+    for name in list(digests):
+        try:
+            bundle.read(name)
+        except ArtefactError as error:
+            if name not in RESULTS:
+                raise
+            # a result can be had again; a model must not be lost to it
+            say(f"warning: {error}; until then it counts as not there")
+            del bundle.digests[name]
     return bundle
 
 

@@ -104,12 +104,20 @@ def export(
     Example: ofa export runs/x/search/best -o out/int8 --precision int8
     """
     from deploy.bench_table import notes
+    from deploy.device import get_device
     from deploy.export import export_searches, export_subnet
     from deploy.export_module import export_module, make_module
     from deploy.prove import prove as measure
     from ofa.functions import is_function_name
     from ofa.progress import say
 
+    devices = _names(device)
+    for name in devices:
+        get_device(name)  # an unknown one is told before anything is done
+    if not prove:
+        _refuse(ctx, "--no-prove", ("device",), "are for the proof")
+    if precision in ("fp32", "fp16"):
+        _refuse(ctx, precision, ("max_drop",), "are for int8 and a16w8")
     how: dict[str, Any] = {
         "precision": precision,
         "opset": opset,
@@ -145,11 +153,12 @@ def export(
             models = export_searches(source, out, **how)
         else:
             models = [export_subnet(source, out, run=run, **how)]
-    results = []
+    results, proofs = [], []
     for model in models:
+        off = model.parity_error if model.precision == "fp32" else model.deviation
         say(
             f"{model.path}: {model.size_bytes / 2**20:.2f} MiB, {model.precision}, input {model.resolution} px, "
-            f"differs from PyTorch by {model.parity_error:.1e} of the largest logit"
+            f"differs from PyTorch in fp32 by {off:.2g} of the largest logit"
         )
         result = {
             "path": str(model.path),
@@ -157,17 +166,21 @@ def export(
             "size_bytes": model.size_bytes,
             "precision": model.precision,
             "parity_error": model.parity_error,
+            "deviation": model.deviation,
             "quantisation": model.quantisation,
         }
         if prove:
-            rows, found = measure(model.path, devices=device or ())
+            rows, found = measure(model.path, devices=devices)
             _say_checks(found)
             for line in notes(rows):
                 say(line)
             result |= {"ok": found.ok, "top1": found.top1, "checks": [asdict(check) for check in found.checks]}
+            proofs.append(found)
         results.append(result)
     if json:
         print_json({"models": results})
+    for found in proofs:  # after all are written: what one breaks takes nothing from the others
+        found.raise_if_failed()
     return models[0].run
 
 
@@ -190,7 +203,7 @@ def verify(
     """
     from deploy.verify import verify_model
 
-    found = verify_model(model, data=data, limits=where, devices=device or (), seconds=seconds)
+    found = verify_model(model, data=data, limits=where, devices=_names(device), seconds=seconds)
     _say_checks(found)
     if json:
         print_json(
@@ -204,6 +217,11 @@ def verify(
         )
     found.raise_if_failed()
     return None
+
+
+def _names(given: Sequence[str] | None) -> list[str]:
+    """Split what an option was given: repeated, or with commas."""
+    return [name.strip() for text in given or () for name in text.split(",")]
 
 
 def _say_checks(found: Verification) -> None:
@@ -309,7 +327,7 @@ def bench(
     sizes = [int(text) if text.strip().isdecimal() else 0 for text in batch.split(",")]
     if not all(0 < size <= 2**16 for size in sizes):
         raise OfaError(f"--batch {batch!r}: expected numbers of images with commas, such as 1,8,32")
-    names = [name.strip() for text in device or ["ort_cpu_1t"] for name in text.split(",")]
+    names = _names(device) or ["ort_cpu_1t"]
     rows = bench_models(models, names, batch_sizes=sizes, seconds=seconds, resolution=resolution)
     if out is not None:
         write_bytes(out, to_csv(rows).encode()) if out.suffix == ".csv" else write_json(out, to_json(rows))

@@ -16,7 +16,7 @@ from torch import nn
 from deploy.comparison import compare
 from deploy.device import get_device
 from deploy.emit import emit, short_names
-from deploy.fold import fold, unfold
+from deploy.fold import fold
 from deploy.pack import GOLDEN_IMAGES, ExportedModel, Source, metadata, pack, preprocessing
 from deploy.parity import REFERENCE_DEVICE
 from deploy.rounding import MAX_DROP, Format, TrainedRun, describe, round_network
@@ -81,7 +81,7 @@ def export_searches(
     """
     how = Format(precision, opset, layers, max_drop, finetune_epochs)
     weights = TrainedRun(Run(run))
-    found = sorted(weights.run.path.glob("search/**/best/arch.json"))
+    found = sorted(path for pattern in ("best", "*/best") for path in weights.run.path.glob(f"search/{pattern}/arch.json"))
     if not found:
         raise ArtefactError(f"{run}: holds no finished search; run: ofa search {run}")
     exported = []
@@ -100,9 +100,6 @@ def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> Exp
     calibrate(net, calibration_batches(trained.train, run.preprocess, resolution))
     weights = fold(net)
     rounded = round_network(trained, blocks, weights, resolution, how)
-    if rounded.weights is not weights:
-        unfold(net, rounded.weights)
-
     source = _source(trained, arch, net, out, _candidate(arch_path.parent / "candidate.json", run, arch))
     content = emit(
         blocks,
@@ -117,8 +114,8 @@ def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> Exp
         content = short_names(content)
     reference, quantisation = content, None
     if how.precision != "fp32":
-        reference, original = (emit(blocks, each) for each in (rounded.weights, weights))
-        ours, theirs = (open_session(each, get_device(REFERENCE_DEVICE)) for each in (content, original))
+        reference = emit(blocks, weights)
+        ours, theirs = (open_session(each, get_device(REFERENCE_DEVICE)) for each in (content, reference))
         cost = compare(ours, theirs, trained.judged, run.preprocess, resolution)
         say(describe(how.precision, cost, rounded.layers))
         quantisation = {**asdict(cost), "split": "validation", **rounded.record}

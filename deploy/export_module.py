@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -71,11 +73,13 @@ def export_module(
         raise PrecisionError(f"precision {precision!r}: a module can be exported in {', '.join(COMMON)}")
     if precision in ("int8", "a16w8") and data is None:
         raise OfaError(f"precision {precision}: needs images to calibrate on; name some with data")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise OfaError(f"mean {mean}, std {std}: expected finite numbers, those of std above zero")
     size = stored_size or resolution
     how = Preprocessing(mean, std, flip=False)
     train = None if data is None else load_images(data, "train", size=size, classes=None if classes is None else tuple(classes))
     size = size if train is None else train.size  # named data sets come in a size of their own
-    net = net.eval()
+    net = copy.deepcopy(net).cpu().eval()
     names = list(train.classes) if train is not None else list(classes or [])
     source = _describe(net, resolution, size, how, names, train, {"name": Path(out).resolve().name, "data": _source_name(data)})
     opset = opset or (UINT16_OPSET if precision == "a16w8" else 17)
@@ -116,7 +120,7 @@ def make_module(function: str, *, num_classes: int | None = None, weights: Path 
         arguments["num_classes"] = num_classes
     try:
         net = make(**arguments)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise OfaError(f"network {function!r}: fails when called with {arguments or 'no arguments'} ({reason})") from None
     if not isinstance(net, nn.Module):

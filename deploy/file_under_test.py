@@ -22,11 +22,11 @@ from deploy.device import DeviceSpec, get_device, list_devices, make_device
 from deploy.emit import emit
 from deploy.fold import fold
 from deploy.footprint import block_file_bytes, block_peak
-from deploy.limits import PRECISIONS, Limit, format_value, parse_limit
+from deploy.limits import Limit, format_value, parse_limit
 from deploy.model_record import read_blocks
 from deploy.pack import check_file, preprocessed
 from deploy.parity import REFERENCE_DEVICE, TOLERANCE, parity_error, relative_error
-from deploy.precision import grid_of
+from deploy.precision import activation_bytes, grid_of
 from deploy.runtimes import Session, open_session
 from deploy.verify_latency import TimedFile, open_anchor, time_file
 from ofa.artefacts import ArtefactError
@@ -34,10 +34,12 @@ from ofa.block_spec import BlockSpec
 from ofa.blocks import build_chain
 from ofa.counts import block_params
 from ofa.errors import OfaError
+from ofa.run_dir import cpu_model
 from ofa.training.calibration import top1
 from ofa.training.data import Images, Preprocessing, load_images
 
 DEFAULT_DEVICE = "ort_cpu_1t"  # of a limit on latency that names none
+SLACK = 1.5  # times the deviation at export: other kernels round ties otherwise
 
 
 class FileUnderTest:
@@ -49,7 +51,10 @@ class FileUnderTest:
         self.specs = _devices(self.record, self.of("latency"), devices, self.path)
         self.asked = {Path(name).stem if name.endswith(".toml") else name for name in devices}
         self.content = bundle.read("model.onnx")
-        check_file(self.content, self.path)  # before a runtime follows any reference
+        model = check_file(self.content, self.path)  # before a runtime follows any reference
+        told = {entry.key: entry.value for entry in model.metadata_props}.get("ofa.precision")
+        if told is not None and told != json.dumps(self.record["precision"]):
+            raise ArtefactError(f"{self.path}: is {told}, model.json says {self.record['precision']}; export it again")
         self.session = open_session(self.content, get_device(REFERENCE_DEVICE))
         self.resolution = int(self.record["preprocess"]["resolution"])
         self.blocks = read_blocks(self.record.get("blocks") or {}, bundle.path / "model.json")
@@ -61,7 +66,7 @@ class FileUnderTest:
 
     @cached_property
     def fp32_content(self) -> bytes | None:
-        """The same weights as an fp32 file; None where nothing here can write it."""
+        """The network as an fp32 file; None where nothing here can write it."""
         if self.is_fp32:
             return self.content
         if self.net is None:
@@ -71,7 +76,7 @@ class FileUnderTest:
 
     @cached_property
     def reference(self) -> Session:
-        """The same weights in fp32; the file itself where nothing else is known."""
+        """The network in fp32; the file itself where nothing else is known."""
         if self.is_fp32 or self.fp32_content is None:
             return self.session
         return open_session(self.fp32_content, get_device(REFERENCE_DEVICE))
@@ -88,12 +93,27 @@ class FileUnderTest:
         return [Check("file", True, f"{whole} (SHA-256)"), Check("golden", off <= tolerance, same)]
 
     def check_parity(self) -> list[Check]:
-        if self.net is None:  # nothing here can build it again; the export compared it, and golden.npz keeps what it computed
-            return []
-        error = parity_error(self.net, self.reference, self.resolution)
-        of = "" if self.is_fp32 else "its weights in fp32: "
-        detail = f"{of}differs from PyTorch by {error:.1e} of the largest logit (limit {TOLERANCE:.0e})"
-        return [Check("parity", error <= TOLERANCE, detail)]
+        """Whether the file computes what the PyTorch network does, to what its precision allows.
+
+        In fp32 on random images, if the network can be built here. In another precision on the golden images, no farther than
+        when it was exported; the network built here must then compute what PyTorch computed there.
+        """
+        if self.is_fp32 and self.net is not None:
+            error = parity_error(self.net, self.session, self.resolution)
+            detail = f"differs from PyTorch by {error:.1e} of the largest logit (limit {TOLERANCE:.0e})"
+            return [Check("parity", error <= TOLERANCE, detail)]
+        golden = self.bundle.golden
+        images = preprocessed(golden["images"], self.record["preprocess"])
+        off = relative_error(self.session.run(images.numpy()), golden["reference"])
+        most = SLACK * self.record["deviation"] + TOLERANCE
+        detail = f"differs from PyTorch in fp32 by {off:.2g} of the largest logit on {len(images)} images (limit {most:.2g})"
+        ok = off <= most
+        if self.net is not None:
+            with torch.no_grad():
+                weights_off = relative_error(self.net(images).numpy(), golden["reference"])
+            detail += f"; its weights, rebuilt, by {weights_off:.1e} (limit {TOLERANCE:.0e})"
+            ok = ok and weights_off <= TOLERANCE
+        return [Check("parity", ok, detail)]
 
     def load_test_images(self, data: str | None) -> Images | None:
         """Load the images that the accuracy is measured on; None where the export knows none and none are named.
@@ -124,7 +144,7 @@ class FileUnderTest:
         detail = f"top-1 {accuracy:.4f} on {n} test images of {data or self.record['data']} (95% CI {low:.4f}-{high:.4f})"
         if fp32 is not None:
             ends = ", ".join(f"{100 * end:+.2f}" for end in fp32.drop_interval)
-            detail += f"; its weights in fp32 {fp32.top1_fp32:.4f}: {100 * fp32.drop:+.2f} points lost (95% CI {ends})"
+            detail += f"; the network in fp32 {fp32.top1_fp32:.4f}: {100 * fp32.drop:+.2f} points lost (95% CI {ends})"
         return judge("accuracy", detail, self.of("top1"), accuracy)
 
     def check_costs(self) -> list[Check]:
@@ -151,7 +171,9 @@ class FileUnderTest:
             limits = [limit for limit in self.of("latency") if limit.device == name]
             if name not in self.asked and all(self._why_unmeasured(limit) for limit in limits):
                 continue
-            anchor = open_anchor(self.record.get("anchors", {}).get(name), spec, self.bundle.path / "model.json")
+            same_machine = self.record["host"].get("cpu") == cpu_model()
+            fields = self.record.get("anchors", {}).get(name) if same_machine else None
+            anchor = open_anchor(fields, spec, self.bundle.path / "model.json")
             timed[name] = time_file(self.content, spec, self.resolution, limits, seconds=seconds, anchor=anchor)
         return timed
 
@@ -186,7 +208,7 @@ def footprint(limit: Limit, content: bytes, stored: str, blocks: Mapping[str, Bl
     Raises:
         OfaError: if nothing tells.
     """
-    precision = limit.precision if limit.precision not in (None, "fp32") else stored
+    precision = limit.precision or stored
     if limit.quantity == "size" and precision == stored:
         return float(len(content)), "of this file"
     if not blocks:
@@ -194,7 +216,7 @@ def footprint(limit: Limit, content: bytes, stored: str, blocks: Mapping[str, Bl
     if limit.quantity == "size":
         change = sum(block_file_bytes(spec, precision) - block_file_bytes(spec, stored) for spec in blocks.values())
         return float(len(content) + change), "computed"
-    return float(PRECISIONS[precision] * max(map(block_peak, blocks.values()))), "activations of one image, computed"
+    return float(activation_bytes(precision) * max(map(block_peak, blocks.values()))), "activations of one image, computed"
 
 
 def _rebuild(bundle: Bundle, blocks: Mapping[str, BlockSpec], bn_eps: float) -> nn.Module:

@@ -1,8 +1,6 @@
-"""BatchNorm folded into the convolution before it, and put back as the identity."""
+"""BatchNorm folded into the convolution before it."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -35,23 +33,4 @@ def fold(net: nn.Module) -> dict[str, NDArray[np.float32]]:
             weights[f"{block}.weight"] = module.weight
             if module.bias is not None:
                 weights[f"{block}.bias"] = module.bias
-    return {name: tensor.detach().float().numpy() for name, tensor in weights.items()}
-
-
-@torch.no_grad()
-def unfold(net: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Give a network folded weights, in place: its BatchNorms become the identity and a bias, `fold` returns the same bits."""
-    folded = {module.conv for module in net.modules() if isinstance(module, ConvBN)}
-    for name, module in net.named_modules():
-        if isinstance(module, ConvBN):
-            module.conv.weight.copy_(torch.from_numpy(weights[f"{name}.weight"]))
-            module.bn.bias.copy_(torch.from_numpy(weights[f"{name}.bias"]))
-            module.bn.weight.fill_(1.0)
-            module.bn.get_buffer("running_mean").zero_()
-            # 1 - eps is off by half a unit of float32 at most: too little to move a weight to its neighbour
-            module.bn.get_buffer("running_var").fill_(1.0 - module.bn.eps)
-        elif (isinstance(module, nn.Conv2d) and module not in folded) or isinstance(module, nn.Linear):
-            layer = name.removesuffix(".linear") if isinstance(module, nn.Linear) else name
-            module.weight.copy_(torch.from_numpy(weights[f"{layer}.weight"]))
-            if module.bias is not None:
-                module.bias.copy_(torch.from_numpy(weights[f"{layer}.bias"]))
+    return {name: tensor.detach().float().numpy().copy() for name, tensor in weights.items()}  # no views of the network's own

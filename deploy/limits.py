@@ -44,13 +44,14 @@ class Limit:
     quantity: str  # a key of UNITS
     device: str | None
     bound: float  # milliseconds, multiply-adds, weights, bytes, millijoules, or a share in [0, 1]
-    precision: str | None = None  # of memory and size: a key of PRECISIONS
+    precision: str | None = (
+        None  # of memory and size: a key of PRECISIONS; None = that of the file, which a search takes for fp32
+    )
 
     @property
     def key(self) -> str:
         """The name under which values are reported, e.g. "latency@pi4", "size@int8" or "size", which is fp32."""
-        where = self.device or (self.precision if self.precision != "fp32" else None)
-        return f"{self.quantity}@{where}" if where else self.quantity
+        return _at(self.quantity, self.device or (self.precision if self.precision != "fp32" else None))
 
     def allows(self, value: float) -> bool:
         return value >= self.bound if self.quantity == "top1" else value <= self.bound
@@ -58,7 +59,9 @@ class Limit:
     def __str__(self) -> str:
         relation = ">=" if self.quantity == "top1" else "<="
         # ten digits: what is written to a file must be the limit that was given
-        return f"{self.key} {relation} {format_value(self.quantity, self.bound, digits=10)}"
+        return (
+            f"{_at(self.quantity, self.device or self.precision)} {relation} {format_value(self.quantity, self.bound, digits=10)}"
+        )
 
 
 def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None, device: str | None = None) -> Limit:
@@ -83,8 +86,8 @@ def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None, d
         raise LimitError(f"limit {text!r}: {quantity} takes {wanted}")
     default, device, precision = device, None, None
     if quantity in ("memory", "size"):
-        precision = where or "fp32"
-        if precision not in PRECISIONS:
+        precision = where
+        if precision is not None and precision not in PRECISIONS:
             raise LimitError(f"limit {text!r}: unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     else:
         device = where or (default if quantity in ON_DEVICE else None)
@@ -107,6 +110,10 @@ def parse_limit(text: str, *, largest: Callable[[Limit], float] | None = None, d
     if not 0 < bound < math.inf or (quantity == "top1" and bound > 1):
         raise LimitError(f"limit {text!r}: expected {'a share between 0 and 1' if quantity == 'top1' else 'a bound above zero'}")
     return Limit(quantity, device, bound, precision)
+
+
+def _at(quantity: str, where: str | None) -> str:
+    return f"{quantity}@{where}" if where else quantity
 
 
 def _rounded_up(value: float) -> float:

@@ -54,6 +54,13 @@ class Quantisation(_Part):
     sqnr_db: Finite
 
 
+class Anchor(_Part):
+    """A network of a device's latency table, and what it took when that was measured."""
+
+    blocks: dict[str, dict[str, Any]]
+    latency_ms: Positive
+
+
 class ModelRecord(_Part):
     """model.json; further fields are notes."""
 
@@ -76,6 +83,8 @@ class ModelRecord(_Part):
     versions: dict[str, Any]
     host: dict[str, Any]
     parity_error: Finite
+    deviation: Finite
+    anchors: dict[str, Anchor] = {}
     quantisation: Quantisation | None
     data: str | None = None
     top1_validation: Share = Field(default=0.0, description="absent where the weights are not the search's")

@@ -40,6 +40,12 @@ class Grid:
 INT8 = Grid(8, 8)
 
 
+def activation_bytes(precision: str) -> int:
+    """Return the bytes that an activation takes."""
+    grid = grid_of(precision)
+    return {"fp32": 4, "fp16": 2}[precision] if grid is None else -(-grid.activation_bits // 8)
+
+
 def grid_of(precision: str) -> Grid | None:
     """Return the grid of an integer precision, None for one in floating point.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deploy.calibration import activation_ranges
 from deploy.comparison import Comparison
 from deploy.emit import choose_opset, layer_names
 from deploy.finetune import finetune_quantised
@@ -27,6 +28,7 @@ from ofa.training.data import Images, calibration_batches
 CALIBRATION_IMAGES = 512  # that ranges of activations are taken from
 JUDGED_IMAGES = 5_000  # validation images, at most, that tell what rounding costs
 MAX_DROP = 0.005
+FP16_IMAGES = 64  # that tell whether activations fit
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def round_network(
     trained: TrainedRun, blocks: Mapping[str, BlockSpec], weights: Weights, resolution: int, how: Format
 ) -> Rounded:
     """Choose how to round a network, and train it so where that was asked for."""
+    if how.precision == "fp16":
+        _require_in_fp16(blocks, weights, trained.inputs(resolution, num_images=FP16_IMAGES))
     if grid_of(how.precision) is None:
         return Rounded(weights)
     run, asked = trained.run, _matching(how.layers or {}, layer_names(blocks))
@@ -121,6 +125,14 @@ def round_network(
         "calibration_images": CALIBRATION_IMAGES,
     }
     return Rounded(found.weights, found.scales, found.layers, record)
+
+
+def _require_in_fp16(blocks: Mapping[str, BlockSpec], weights: Weights, batches: list[NDArray[np.float32]]) -> None:
+    """Refuse a network whose activations leave fp16: a processor that computes it in fp32 would not show it."""
+    for name, histogram in activation_ranges(blocks, weights, batches).items():
+        largest = max(abs(histogram.low), abs(histogram.high))
+        if largest > float(np.finfo(np.float16).max):
+            raise PrecisionError(f"activation {name} reaches {largest:.3g}, which fp16 cannot hold; export it in fp32 or int8")
 
 
 def describe(precision: str, cost: Comparison, layers: Mapping[str, str], *, split: str = "validation") -> str:

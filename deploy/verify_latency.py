@@ -2,7 +2,8 @@
 
 A machine may run at another speed than on the day that its latency table was measured: throttled, shared, under another governor.
 So a network of that table, the anchor, is timed in turns with the file. Where the anchor shows another speed, the limit is held
-against what the file takes at the table's speed: its time over the anchor's, times the anchor's time then.
+against what the file takes at the table's speed: its time over the anchor's, times the anchor's time then. Where the factor is
+too large for one machine, what was measured counts.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from deploy.interleave import interleave, paired_ratio
 from deploy.limits import Limit, format_value
 from deploy.model_record import read_blocks
 from deploy.runtimes import Session, open_session
-from deploy.timing import Call, Latency, clock_of, measure
+from deploy.timing import Call, Latency, clock_of, measure, median_interval, visit
 from ofa.artefacts import is_positive
 from ofa.progress import say
 
 MAX_ROUNDS = 4  # a limit inside the interval is measured again, each time longer
 SAME_SPEED = 0.05  # share by which an anchor's time may differ
-ANCHOR_ROUNDS, ANCHOR_RUNS = 24, 5
+MOST_FACTOR = 2.5  # by which throttling and neighbours may slow a machine down; beyond, it is another one
+ANCHOR_RUNS = 5  # of each in a round
+MIN_ROUNDS, MAX_VISITS = 24, 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ class Anchor:
     def is_same_speed(self) -> bool:
         return abs(self.factor - 1) <= SAME_SPEED
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this cannot be the machine of the table at another speed."""
+        return not 1 / MOST_FACTOR <= self.factor <= MOST_FACTOR
+
 
 @dataclass(frozen=True, slots=True)
 class TimedFile:
@@ -67,6 +75,10 @@ class TimedFile:
         )
         if anchor is None or anchor.is_same_speed:
             return text
+        if anchor.is_elsewhere:
+            return (
+                f"{text}; not the machine of its latency table, a network of which takes {anchor.factor:.2g} times as long here"
+            )
         return (
             f"{text}; this machine takes {anchor.factor:.2f} of the time that it took when its latency table was measured "
             f"(a network of the table: {anchor.then_ms:.4g} ms then, {anchor.now_ms:.4g} now): at that speed "
@@ -106,15 +118,20 @@ def time_file(
 
 
 def _time(call: Call, clock: str, seconds: float, anchor: tuple[Call, float] | None) -> TimedFile:
-    latency = measure(call, clock=clock, seconds=seconds)
     if anchor is None:
+        latency = measure(call, clock=clock, seconds=seconds)
         return TimedFile(latency, None, latency.low_ms, latency.high_ms)
     other, then_ms = anchor
     column = 0 if clock == "cpu" else 1
-    own, others = interleave([call, other], [ANCHOR_RUNS] * 2, rounds=ANCHOR_ROUNDS, rng=np.random.default_rng(0))
+    once_ms = sum(visit(each, warm_up=2, runs=3)[-1][1] for each in (call, other))
+    rounds = max(MIN_ROUNDS, round(1e3 * seconds / (once_ms * (ANCHOR_RUNS + 1))))
+    own, others = interleave([call, other], [ANCHOR_RUNS] * 2, rounds=min(rounds, MAX_VISITS), rng=np.random.default_rng(0))
+    medians, walls = (np.median(own[:, :, i], axis=1) for i in (column, 1))
+    low_ms, high_ms = median_interval(medians)
+    latency = Latency(float(np.median(medians)), low_ms, high_ms, own[:, :, 0].size, clock, float(np.median(walls)))
     found = Anchor(then_ms, float(np.median(others[:, :, column])), *paired_ratio(own, others, column))
-    if found.is_same_speed:
-        return TimedFile(latency, found, latency.low_ms, latency.high_ms)
+    if found.is_same_speed or found.is_elsewhere:
+        return TimedFile(latency, found, low_ms, high_ms)
     return TimedFile(latency, found, found.ratio_low * then_ms, found.ratio_high * then_ms)
 
 

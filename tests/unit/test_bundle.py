@@ -45,6 +45,7 @@ def record_of(content, **changes):
         "versions": {},
         "host": {},
         "parity_error": 1e-7,
+        "deviation": 1e-7,
         "quantisation": None,
         **changes,
     }
@@ -224,12 +225,13 @@ def test_facts_that_the_card_could_not_tell_are_refused(tmp_path, change):
 GOLDEN = {
     "images": np.zeros((3, 36, 36, 3), np.uint8),
     "logits": np.ones((3, 2), np.float32),
+    "reference": np.ones((3, 2), np.float32),
     "tolerance": np.array(0.01, np.float32),
 }
 
 
 def test_golden_output_is_read(tmp_path):
-    write_bundle(tmp_path, parts() | {"golden.npz": _npz(**GOLDEN, reference=np.ones((3, 2), np.float32))})
+    write_bundle(tmp_path, parts() | {"golden.npz": _npz(**GOLDEN)})
     golden = open_bundle(tmp_path).golden
     np.testing.assert_array_equal(golden["logits"], GOLDEN["logits"])
 

@@ -143,6 +143,8 @@ def test_verify_takes_the_size_of_the_file_itself_and_computes_the_rest():
         return footprint(parse_limit(limit), content, stored, SPACE.blocks(arch))
 
     assert found("size <= 1MB") == found("size <= 1MB", "int8") == (len(content), "of this file")
+    assert found("size@fp32 <= 1MB", "int8")[1] == found("size@int8 <= 1MB")[1] == "computed"
+    assert found("memory <= 1MB", "a4w4")[0] == MemoryCost(SPACE, "int8")(arch)
     assert found("size@int8 <= 1MB", "int8") == (len(content), "of this file")
     size, how = found("size@int8 <= 1MB")
     assert how == "computed"
