@@ -262,9 +262,7 @@ def test_torch_eager_leaves_the_number_of_threads_as_it_was():
     seen = []
     session = open_session(emit({"stem": BLOCK}), device(runtime="torch_eager", provider="cpu", num_threads=3))
     steps = session._program._steps
-    steps.insert(
-        0, dataclasses.replace(steps[0], function=lambda *_, **__: seen.append(torch.get_num_threads()), spent=[])
-    )
+    steps.insert(0, dataclasses.replace(steps[0], function=lambda *_, **__: seen.append(torch.get_num_threads()), spent=[]))
     before = torch.get_num_threads()
     session.run(images_for({"stem": BLOCK}))
     assert seen == [3]
