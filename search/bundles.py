@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deploy.bench import BENCH_SCHEMA, BenchRow
 from deploy.bundle import Bundle
@@ -16,8 +16,10 @@ from deploy.limits import Limit, parse_limit
 from deploy.timing import Latency
 from deploy.verify import REPORT_SCHEMA
 from deploy.verify_latency import Anchor
-from ofa.artefacts import parse_json
+from ofa.artefacts import ArtefactError, parse_json
 from search.reading import build, reading
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Export:
     rounding: Rounding | None  # None = fp32
     proof: Proof | None
     bench: Bench | None
+    faults: tuple[str, ...]  # what is wrong with results that could not be read
 
     @property
     def precision(self) -> str:
@@ -105,31 +108,38 @@ class Export:
 
 
 def read_export(bundle: Bundle) -> Export:
-    """Read what a bundle says of itself.
+    """Read what a bundle says of itself. Results that are damaged count as not there, with the reason: they can be had again.
 
     Raises:
-        ArtefactError: naming the file that is damaged.
+        ArtefactError: if model.json is damaged.
     """
     with reading(bundle.path / "model.json"):
         rounding = bundle.record["quantisation"]
         rounding = None if rounding is None else build(Rounding, rounding)
-    return Export(bundle.record, bundle.digests, rounding, _proof(bundle), _bench(bundle))
+    proof, proof_fault = _result(bundle, "verify.json", _proof)
+    bench, bench_fault = _result(bundle, "bench.json", _bench)
+    return Export(bundle.record, bundle.digests, rounding, proof, bench, tuple(filter(None, (proof_fault, bench_fault))))
 
 
-def _proof(bundle: Bundle) -> Proof | None:
-    if not bundle.has("verify.json"):
-        return None
-    path = bundle.path / "verify.json"
-    record = parse_json(bundle.read("verify.json"), path, schema=REPORT_SCHEMA)
+def _result(bundle: Bundle, name: str, read: Callable[[Bundle, Path], Result]) -> tuple[Result | None, str]:
+    """Return a result, or None and what is wrong with it, "" = it is not there."""
+    path = bundle.path / name
+    if not bundle.has(name):  # or it is, and is not what SHA256SUMS lists
+        return None, f"{path}: is not the file that was written there" if path.exists() else ""
+    try:
+        return read(bundle, path), ""
+    except ArtefactError as error:
+        return None, str(error)
+
+
+def _proof(bundle: Bundle, path: Path) -> Proof:
+    record = parse_json(bundle.read(path.name), path, schema=REPORT_SCHEMA)
     with reading(path):
         limits = tuple(parse_limit(text) for text in record["limits"])
         return replace(build(Proof, {**record, "limits": ()}), limits=limits)
 
 
-def _bench(bundle: Bundle) -> Bench | None:
-    if not bundle.has("bench.json"):
-        return None
-    path = bundle.path / "bench.json"
-    record = parse_json(bundle.read("bench.json"), path, schema=BENCH_SCHEMA)
+def _bench(bundle: Bundle, path: Path) -> Bench:
+    record = parse_json(bundle.read(path.name), path, schema=BENCH_SCHEMA)
     with reading(path):
         return build(Bench, record)

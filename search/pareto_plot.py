@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from search.pareto import non_dominated
-from search.plots import CHAR, Axes, element, image, shorten, span
+from search.plots import WIDE_CHAR, Axes, element, image, shorten, span
 
 SHADES = 3  # of active rounds, pale to strong; the design is grey
 MOST_LABELS = 8  # limits with a line and a name of their own; more of them are marks at the edge
@@ -134,7 +134,7 @@ def _stack_bounds(axes: Axes, bounds: Sequence[Bound]) -> tuple[list[tuple[Bound
     placed: list[tuple[Bound, float, int]] = []
     edges: list[float] = []  # where the leftmost label of each row begins
     for bound in sorted(bounds, key=lambda b: -b.cost):
-        size = 1.14 * CHAR * len(bound.label)  # some systems' letters are that wide
+        size = WIDE_CHAR * len(bound.label)
         left = max(4, min(axes.x(bound.cost) + 4, axes.width - size - 2))
         row = next((r for r, edge in enumerate(edges) if left + size + 8 <= edge), len(edges))
         edges[row : row + 1] = [left]
@@ -166,7 +166,7 @@ def place_labels(
         return 500 * outside + 50 * unreadable + sum(_overlap(box, mark) for mark in marks) + away / 6
 
     for x, y, text in anchors:
-        size = 1.14 * CHAR * len(text)  # bold
+        size = WIDE_CHAR * len(text)
         beside = [(side, dy * far) for far in (1, 2, 3.5) for dy in (0, -16, 16) for side in (x + 12, x - 12 - size)]
         centred = [(x - size / 2, dy) for dy in (-20, 18, -36, 34)]
         options = [(left, y + dy - 7, left + size, y + dy + 8) for left, dy in beside + centred]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 CHAR = 6.6  # px, mean width of a character at the 12 px that plots are lettered in
+WIDE_CHAR = 7.5  # px, of bold characters, and of some systems' regular ones: for what must not be cut
 
 
 def element(name: str, *children: str, **attributes: str | float) -> Markup:

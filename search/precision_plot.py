@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from search.plots import CHAR, Axes, element, image, nice_ticks, shorten, span
+from search.plots import WIDE_CHAR, Axes, element, image, nice_ticks, shorten, span
 
 ROW, WIDTH = 36, 380  # px
+MOST_TITLE = int((WIDTH - 20) / WIDE_CHAR)  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ def mark_plot(marks: Sequence[Mark], title: str, *, reference: float | None = No
     if reference is not None:
         x = axes.x(reference)
         parts.append(element("line", class_="reference", x1=x, x2=x, y1=axes.top, y2=base))
-    parts.append(element("text", title, class_="axis-title", x=WIDTH - axes.right, y=height - 8, text_anchor="end"))
+    parts.append(
+        element("text", shorten(title, MOST_TITLE), class_="axis-title", x=WIDTH - axes.right, y=height - 8, text_anchor="end")
+    )
     for i, mark in enumerate(marks):
         parts += _mark(mark, axes, axes.top + ROW * i, bars)
     said = "; ".join(f"{mark.label} {mark.text}" for mark in marks)
@@ -57,7 +60,7 @@ def mark_plot(marks: Sequence[Mark], title: str, *, reference: float | None = No
 def _mark(mark: Mark, axes: Axes, top: float, bars: bool) -> list[Markup]:
     y = top + 25
     tip = element("title", f"{mark.label}: {mark.text}")
-    room = int((axes.width - axes.left - axes.right) / CHAR) - len(mark.text) - 2
+    room = int((axes.width - axes.left - axes.right) / WIDE_CHAR) - len(mark.text) - 2
     words = element("tspan", shorten(mark.label, max(6, room)), class_="strong") + f"  {mark.text}"
     parts = [element("text", words, class_="mark-label", x=axes.left, y=top + 13)]
     if bars:

@@ -47,7 +47,7 @@ class Ratio:
         return "faster" if self.high < 1 else "slower" if self.low > 1 else "no faster"
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"{digits(self.value)} ({digits(self.low)} to {digits(self.high)})"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _speeds(variant: Variant) -> list[Speed]:
         own = [ratio for ratio in variant.ratios if ratio.device == device]
         parts = []
         for verdict, style in VERDICTS.items():
-            sizes = [f"{ratio.batch_size} ({ratio.value:.2f} of its time)" for ratio in own if ratio.verdict == verdict]
+            sizes = [f"{ratio.batch_size} ({digits(ratio.value)} of its time)" for ratio in own if ratio.verdict == verdict]
             if sizes:
                 parts.append((style, f"{verdict} than fp32", f"at batch {' and '.join(sizes)}"))
         found.append(Speed(variant.label, device, parts))
@@ -154,7 +154,8 @@ def _speeds(variant: Variant) -> list[Speed]:
 def _plots(variants: Sequence[Variant]) -> list[tuple[Markup, str]]:
     """Draw what was lost, the sizes and the times."""
     fp32 = next((v.export.size_bytes for v in variants if v.export.precision == "fp32"), None)
-    sizes, losses, times = [], [], []
+    sizes, losses = [], []
+    times: dict[str, list[Mark]] = {}
     for variant in variants:
         mib = variant.export.size_bytes / 2**20
         share = f", {percent(variant.export.size_bytes / fp32, 0)} of fp32" if fp32 and variant.export.precision != "fp32" else ""
@@ -164,13 +165,14 @@ def _plots(variants: Sequence[Variant]) -> list[tuple[Markup, str]]:
             ends = "" if loss.low is None or loss.high is None else f" ({loss.low:+.2f} to {loss.high:+.2f})"
             losses.append(Mark(variant.label, f"{loss.points:+.2f}{ends}", loss.points, loss.low, loss.high))
         for ratio in variant.ratios:
-            where = f"{variant.label}, {ratio.device}, batch {ratio.batch_size}"
-            times.append(Mark(where, str(ratio), ratio.value, ratio.low, ratio.high, VERDICTS[ratio.verdict]))
+            label = f"{variant.label}, batch {ratio.batch_size}"
+            mark = Mark(label, str(ratio), ratio.value, ratio.low, ratio.high, VERDICTS[ratio.verdict])
+            times.setdefault(ratio.device, []).append(mark)
     plots = [(mark_plot(sizes, "Size of the file, MiB", bars=True), "Smaller is better.")]
     if losses:
         text = "Right of the line accuracy was lost. An interval that holds 0 cannot tell the two files apart."
         plots.append((mark_plot(losses, "Top-1 lost against fp32, points, 95% CI", reference=0.0), text))
-    if times:
-        text = "Left of the line it is faster than fp32, right of it slower; timed in turns with fp32."
-        plots.append((mark_plot(times, "Time over that of fp32, 95% CI", reference=1.0), text))
+    for device, marks in times.items():
+        text = f"On {device}, in turns with fp32: left of the line it is faster than that, right of it slower."
+        plots.append((mark_plot(marks, f"Time over fp32's on {device}, 95% CI", reference=1.0), text))
     return plots

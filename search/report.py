@@ -135,7 +135,9 @@ def _content(run: Run) -> dict[str, Any]:
         "sources": list(dict.fromkeys(network.source for network in networks)),
         "latencies": can_export(run) or bool(exports or latencies),
         "noted_latency": bool(latencies) and not latencies & {f"latency@{table.device}" for table in tables},
-        "elsewhen": any(not anchor.is_same_speed for n in exports if n.proof for anchor in n.proof.anchors.values()),
+        "elsewhen": any(
+            not (anchor.is_same_speed or anchor.is_elsewhere) for n in exports if n.proof for anchor in n.proof.anchors.values()
+        ),
         "space_size": power_of_ten(run.space.size()),
         "networks": networks,
         "exports": exports,

@@ -14,7 +14,7 @@ from latency.table import LatencyTable
 from ofa.errors import OfaError
 from ofa.run_dir import Run
 from search.past_records import Search
-from search.plots import CHAR, Axes, element, image, nice_ticks, shorten
+from search.plots import CHAR, WIDE_CHAR, Axes, element, image, nice_ticks, shorten
 from search.spending import OVERHEAD, Spending, spend, stage_choices, stages
 from search.wording import cost_name, evenly, percent, unit_of
 
@@ -168,7 +168,7 @@ def _bar(row: Spending, axes: Axes, top: float, scale: float, unit: str, order: 
     total = f"{row.total * scale:.3g} {unit}"
     margin = f" + {row.margin * scale:.2g} margin" if row.margin > 0 else ""
     bound = "" if row.limit is None else f" of {row.limit * scale:.4g} ({(row.total + row.margin) / row.limit:.0%})"
-    room = int((axes.width - 32) / CHAR) - 2
+    room = int((axes.width - 32) / WIDE_CHAR) - 2
     facts = next((f for f in (total + margin + bound, total + bound) if len(f) + len(row.name) <= room), total)
     room -= len(facts)
     words = element("tspan", shorten(row.name, max(8, room)), class_="strong") + f"  {facts}"

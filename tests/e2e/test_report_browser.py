@@ -28,7 +28,8 @@ from deploy.bench import bench_models
 from deploy.bundle import open_bundle
 from deploy.export import export_subnet
 from deploy.verify import verify_model
-from ofa.artefacts import format_json
+from latency.table_file import SCHEMA
+from ofa.artefacts import format_json, read_json, write_json
 from ofa.run_dir import Run
 from search.report import write_report
 
@@ -47,6 +48,7 @@ FLAGS = (
 )
 DESKTOP, PHONE = 1280, 390  # px
 DEVICE = "ort_cpu_1t"
+LONG = "a_name_that_is_too_long_for_the_screen_of_any_phone"  # of a search, an export and a device
 ANCHOR = {"then_ms": 0.1, "now_ms": 0.17, "ratio": 1.1, "ratio_low": 1.0, "ratio_high": 1.2}
 FIRST_FD = 20  # clear of 3 and 4, where Chromium expects its pipe
 
@@ -178,7 +180,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(trained, tmp_path_factory):
-    """The report of a real run: one network as fp32 and as fp16, both proven, and as what is only called int8."""
+    """The report of a real run: one network as fp32 and as fp16, both proven, and as what is only called int8; long names."""
     path = tmp_path_factory.mktemp("reported") / "digits"
     shutil.copytree(trained.path, path)
     export_subnet(path / "search" / "best", path / "export" / "best_fp16", precision="fp16")
@@ -186,11 +188,15 @@ def report(trained, tmp_path_factory):
     bench_models(files, [DEVICE], batch_sizes=(1, 8), seconds=0.2)
     for file in files:
         verify_model(file, seconds=0.2)
-    shutil.copytree(path / "export" / "best_fp16", path / "export" / "best_int8")
-    bundle = open_bundle(path / "export" / "best_int8")
+    shutil.copytree(path / "export" / "best_fp16", path / "export" / f"{LONG}_int8")
+    bundle = open_bundle(path / "export" / f"{LONG}_int8")
     layers = {f"stage{i}_block{j}.depthwise": "fp32" for i in (1, 2, 3) for j in (0, 1)}
     changed = {"model.json": {"precision": "int8", "layers": layers}, "verify.json": {"ok": False, "anchors": {DEVICE: ANCHOR}}}
     bundle.add({name: format_json({**json.loads(bundle.read(name)), **fields}) for name, fields in changed.items()})
+    search = path / "search"
+    shutil.copytree(search, search / LONG, ignore=shutil.ignore_patterns("trials*", LONG))
+    table = read_json(path / "latency" / f"{DEVICE}.json", schema=SCHEMA)
+    write_json(path / "latency" / f"{LONG}.json", {**table, "device": LONG})
     return write_report(Run(path))
 
 

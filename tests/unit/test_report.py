@@ -221,6 +221,7 @@ def add_export(
         "versions": {},
         "host": HOST,
         "parity_error": 1e-7,
+        "deviation": 1e-7,
         "quantisation": None,
         "top1_validation": found.best.top1,
         **fields,
@@ -1010,30 +1011,6 @@ def test_report_marks_what_failed_and_what_was_verified_as_another_file(tmp_path
         (lambda folder: (folder / "model.onnx").unlink(), "model.onnx: no such file"),
         (lambda folder: (folder / "model.onnx").write_bytes(b"another"), "model.onnx: SHA-256 is"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "no SHA256SUMS inside"),
-        (
-            lambda folder: (folder / "verify.json").write_bytes((folder / "verify.json").read_bytes()[:40]),
-            "verify.json: SHA-256 is",
-        ),
-        (lambda folder: change(folder, "verify.json", checks=[{"name": "file"}]), "verify.json: incomplete or damaged"),
-        (lambda folder: change(folder, "verify.json", top1_interval=None), "top1 and its interval belong together"),
-        (lambda folder: change(folder, "verify.json", limits=["latency < 3"]), "verify.json: limit 'latency < 3'"),
-        (lambda folder: change(folder, "verify.json", latency={DEVICE: {"median_ms": "soon"}}), "verify.json: incomplete"),
-        (
-            lambda folder: change(
-                folder,
-                "verify.json",
-                anchors={DEVICE: {"then_ms": 0, "now_ms": 1, "ratio": 1, "ratio_low": 1, "ratio_high": 1}},
-            ),
-            "an anchor took no time",
-        ),
-        (lambda folder: change(folder, "verify.json", fp32={"top1": 1}), "verify.json: incomplete"),
-        (lambda folder: change(folder, "verify.json", schema="ofa.verification/1"), "verify.json: schema is"),
-        (lambda folder: change(folder, "bench.json", rows=[{}]), "bench.json: incomplete or damaged"),
-        (
-            lambda folder: change(folder, "bench.json", rows=[{**bench_row(), "p90_ms": None}]),
-            "neither all its times nor an error",
-        ),
-        (lambda folder: change(folder, "bench.json", rows=[{**bench_row(), "fp32_ratio": 1.0}]), "neither all its times"),
         (lambda folder: change(folder, "model.json", space=7), "model.json: space"),
         (lambda folder: change(folder, "model.json", arch={"resolution": 9}), "model.json: "),
         (lambda folder: change(folder, "model.json", quantisation={"images": 3}), "model.json: quantisation"),
@@ -1056,6 +1033,54 @@ def test_a_damaged_export_fails_alone_and_says_why(run: Run, damage: Any, reason
     assert "1 export is damaged." in page.text
     assert page.text.count("✓ Pass") == 1
     assert f"ofa export {run.path}/search/small/best -o {run.path}/export/small" in page.codes
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (
+            lambda folder: (folder / "verify.json").write_bytes((folder / "verify.json").read_bytes()[:40]),
+            "verify.json: is not the file",
+        ),
+        (lambda folder: change(folder, "verify.json", checks=[{"name": "file"}]), "verify.json: incomplete or damaged"),
+        (lambda folder: change(folder, "verify.json", top1_interval=None), "top1 and its interval belong together"),
+        (lambda folder: change(folder, "verify.json", limits=["latency < 3"]), "verify.json: limit 'latency < 3'"),
+        (lambda folder: change(folder, "verify.json", latency={DEVICE: {"median_ms": "soon"}}), "verify.json: incomplete"),
+        (
+            lambda folder: change(
+                folder,
+                "verify.json",
+                anchors={DEVICE: {"then_ms": 0, "now_ms": 1, "ratio": 1, "ratio_low": 1, "ratio_high": 1}},
+            ),
+            "an anchor took no time",
+        ),
+        (lambda folder: change(folder, "verify.json", fp32={"top1": 1}), "verify.json: incomplete"),
+        (lambda folder: change(folder, "verify.json", schema="ofa.verification/1"), "verify.json: schema is"),
+        (lambda folder: change(folder, "bench.json", rows=[{}]), "bench.json: incomplete or damaged"),
+        (
+            lambda folder: change(folder, "bench.json", rows=[{**bench_row(), "p90_ms": None}]),
+            "neither all its times nor an error",
+        ),
+        (lambda folder: change(folder, "bench.json", rows=[{**bench_row(), "fp32_ratio": 1.0}]), "neither all its times"),
+    ],
+)
+def test_a_damaged_result_counts_as_not_there_and_says_why(run: Run, damage: Any, reason: str) -> None:
+    """The model is whole; what was found out about it can be had again."""
+    folder = run.path / "export" / "small"
+    open_bundle(folder).add({"bench.json": format_json({"schema": BENCH_SCHEMA, "host": HOST, "rows": [bench_row()]})})
+    damage(folder)
+    (network,), unusable = read_exports(run)
+    assert unusable == []
+    assert network.export is not None
+    (fault,) = network.export.faults
+    assert reason in fault
+    assert "\n" not in fault
+    page = page_of(run)
+    assert f"✗ A result of small cannot be read: {fault}" in page.text
+    lost_proof = "verify.json" in fault
+    assert (network.verdict, network.reason) == (("open", "not verified yet") if lost_proof else ("pass", "all 2 checks"))
+    assert (f"ofa verify {folder}/model.onnx" in page.codes) == lost_proof
+    assert (f"ofa bench {folder}" in page.codes) != lost_proof
 
 
 @pytest.mark.parametrize(("space", "words"), [(None, "of no space"), ("mbv3_small_image", "of the space mbv3_small_image")])
@@ -1088,6 +1113,10 @@ def test_report_says_that_the_machine_ran_at_another_speed_than_its_table(run: R
     text = " ".join(page_of(run).text.split())
     assert "machine at 2.50 × its table's time; at the table's speed 0.0600 ms (0.0580 – 0.0620) 0.0% above predicted" in text
     assert "Where the machine ran at another speed" in text
+    change(run.path / "export" / "small", "verify.json", anchors={DEVICE: {**ANCHOR, "now_ms": 0.4}})
+    text = page_of(run).text
+    assert "not the machine of its latency table: a network of that takes 4.0 times as long here" in text
+    assert "above predicted" not in text
     change(run.path / "export" / "small", "verify.json", anchors={DEVICE: {**ANCHOR, "now_ms": 0.101}})
     text = page_of(run).text
     assert "its table's time" not in text
@@ -1155,19 +1184,19 @@ def test_precisions_of_one_network_stand_side_by_side(run: Run) -> None:
     page = page_of(run)
     text = " ".join(page.text.split())
     for words in (
-        f"int8 on {DEVICE}: ✗ slower than fp32 at batch 1 (1.40 of its time); = no faster than fp32 at batch 8 (0.99 of its time); "
-        "✓ faster than fp32 at batch 32 (0.80 of its time).",
+        f"int8 on {DEVICE}: ✗ slower than fp32 at batch 1 (1.40 of its time); = no faster than fp32 at batch 8 (0.990 of its time); "
+        "✓ faster than fp32 at batch 32 (0.800 of its time).",
         "+1.20 points",
         "+0.10 to +2.30",
         "1.40 (1.35 to 1.45)",
-        "2: stage1_block0.depthwise (fp32), final (a16w8)",
+        "1 in a16w8: final; 1 in fp32: stage1_block0.depthwise",
         "449 test images",
         "135 validation images",
         "0.250 MiB, 25% of fp32",
     ):
         assert words in text, words
     labels = [value for name, value in page.attributes if name == "aria-label"]
-    assert f"Time over that of fp32, 95% CI: int8, {DEVICE}, batch 1 1.40 (1.35 to 1.45);" in " ".join(map(str, labels))
+    assert f"Time over fp32's on {DEVICE}, 95% CI: int8, batch 1 1.40 (1.35 to 1.45);" in " ".join(map(str, labels))
     files = " ".join(str(run.path / "export" / name) for name in ("net", "net_fp16", "net_int8"))
     assert f"ofa bench {files}" in page.codes  # fp16 has no ratio yet
 
@@ -1217,7 +1246,7 @@ def test_every_export_has_its_card_with_commands_to_copy(run: Run) -> None:
         "differs by 2.0e-07 of the largest logit",
         "int8: top-1 64.0% on 135 validation images, fp32 66.0%; the same class on 95.0% of them; signal to rounding noise 25.5 dB; "
         "ranges of activations by mse, biases corrected, fine-tuned for 2 epochs; "
-        "layers of another precision: stage1_block0.depthwise (fp32), final (a16w8)",
+        "layers of another precision: 1 in a16w8: final; 1 in fp32: stage1_block0.depthwise",
         "✓ parity: differs by 1e-07",
     ):
         assert words in text, words
