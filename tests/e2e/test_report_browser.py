@@ -123,7 +123,8 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Emulation.setScriptExecutionDisabled", value=not script)
         self.events.clear()
-        self.send("Page.navigate", url=path.as_uri())
+        answer = self.send("Page.navigate", url=path.as_uri())
+        assert "errorText" not in answer, answer
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._receive("the page")
         if script:
