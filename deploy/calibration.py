@@ -26,7 +26,7 @@ from ofa.progress import progress
 
 METHODS = ("minmax", "percentile", "mse")
 PERCENTILE = 99.99  # of all values, from either end
-MAX_BYTES = 256 * 2**20  # of all activations that are held at once
+MAX_BYTES = 128 * 2**20  # of all activations that are held at once
 BINS = 2**16
 FINITE = 0x7F80  # patterns below are finite
 VANISHING = 1e-20  # a range of nothing but zeros, for any purpose

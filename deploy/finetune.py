@@ -86,9 +86,7 @@ def finetune_quantised(
     Raises:
         OfaError: if the loss is not finite.
     """
-    config = replace(
-        like or TrainConfig(), epochs=epochs, batch_size=min(batch_size, len(train)), lr=lr, seed=seed, optimizer="adamw"
-    )
+    config = replace(like or TrainConfig(), epochs=epochs, batch_size=min(batch_size, len(train)), lr=lr, seed=seed)
     resolution = next(iter(blocks.values())).resolution
     parameters = {name: torch.tensor(values, requires_grad=True) for name, values in weights.items()}
     taught_by = Program(emit(blocks, weights if teacher is None else teacher))

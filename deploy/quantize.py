@@ -30,7 +30,7 @@ Predict = Callable[[Images], Logits]
 DEVICE = "ort_cpu_1t"  # of fp32 files by name, but it runs any: this is about accuracy
 LEAST_IMAGES = 8
 HELD_BACK = 2  # one calibration image in so many; fewer do not tell methods apart (docs/benchmarks.md)
-BIAS_IMAGES = 64  # with more, corrections do not get better (docs/benchmarks.md)
+BIAS_IMAGES = 32  # with more, corrections do not get better (docs/benchmarks.md)
 BATCH = 16
 ROUNDING = 1e-9  # shares that differ by an exact limit do not always do so in floating point
 
