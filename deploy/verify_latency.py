@@ -1,7 +1,7 @@
 """How fast a file is, held against its limits: measured, and beside a network whose time was known when it was promised.
 
 A machine may run at another speed than on the day that its latency table was measured: throttled, shared, under another governor.
-So a network of that table, the anchor, is timed in turns with the file. Where the anchor shows another speed, the limit is held
+So a network of that table, the anchor, is timed in turns with the file. Where the anchor is slower than then, the limit is held
 against what the file takes at the table's speed: its time over the anchor's, times the anchor's time then. Where the factor is
 too large for one machine, what was measured counts.
 """
@@ -27,7 +27,7 @@ from ofa.artefacts import is_positive
 from ofa.progress import say
 
 MAX_ROUNDS = 4  # a limit inside the interval is measured again, each time longer
-SAME_SPEED = 0.05  # share by which an anchor's time may differ
+SAME_SPEED = 0.05  # share by which an anchor may be slower
 MOST_FACTOR = 2.5  # by which throttling and neighbours may slow a machine down; beyond, it is another one
 ANCHOR_RUNS = 5  # of each in a round
 MIN_ROUNDS, MAX_VISITS = 24, 2000
@@ -49,13 +49,14 @@ class Anchor:
         return self.now_ms / self.then_ms
 
     @property
-    def is_same_speed(self) -> bool:
-        return abs(self.factor - 1) <= SAME_SPEED
+    def is_slower(self) -> bool:
+        """Whether the machine is slower than it has been: other work only ever slows one down."""
+        return self.factor > 1 + SAME_SPEED
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether this cannot be the machine of the table at another speed."""
-        return not 1 / MOST_FACTOR <= self.factor <= MOST_FACTOR
+        return self.factor > MOST_FACTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class TimedFile:
 
     latency: Latency
     anchor: Anchor | None
-    low_ms: float  # of the 95 % interval, at the speed of the latency table where that is another
+    low_ms: float  # of the 95 % interval, at the speed of the latency table where this machine is slower now
     high_ms: float
 
     def __str__(self) -> str:
@@ -73,7 +74,7 @@ class TimedFile:
             f"{found.median_ms:.4g} ms median of {found.n} runs, {found.clock} time "
             f"(95% CI {found.low_ms:.4g}-{found.high_ms:.4g})"
         )
-        if anchor is None or anchor.is_same_speed:
+        if anchor is None or not anchor.is_slower:
             return text
         if anchor.is_elsewhere:
             return (
@@ -130,7 +131,7 @@ def _time(call: Call, clock: str, seconds: float, anchor: tuple[Call, float] | N
     low_ms, high_ms = median_interval(medians)
     latency = Latency(float(np.median(medians)), low_ms, high_ms, own[:, :, 0].size, clock, float(np.median(walls)))
     found = Anchor(then_ms, float(np.median(others[:, :, column])), *paired_ratio(own, others, column))
-    if found.is_same_speed or found.is_elsewhere:
+    if not found.is_slower or found.is_elsewhere:
         return TimedFile(latency, found, low_ms, high_ms)
     return TimedFile(latency, found, found.ratio_low * then_ms, found.ratio_high * then_ms)
 

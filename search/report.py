@@ -136,7 +136,7 @@ def _content(run: Run) -> dict[str, Any]:
         "latencies": can_export(run) or bool(exports or latencies),
         "noted_latency": bool(latencies) and not latencies & {f"latency@{table.device}" for table in tables},
         "elsewhen": any(
-            not (anchor.is_same_speed or anchor.is_elsewhere) for n in exports if n.proof for anchor in n.proof.anchors.values()
+            anchor.is_slower and not anchor.is_elsewhere for n in exports if n.proof for anchor in n.proof.anchors.values()
         ),
         "space_size": power_of_ten(run.space.size()),
         "networks": networks,

@@ -1112,7 +1112,7 @@ def test_report_says_that_the_machine_ran_at_another_speed_than_its_table(run: R
     change(run.path / "export" / "small", "verify.json", anchors={DEVICE: ANCHOR})
     text = " ".join(page_of(run).text.split())
     assert "machine at 2.50 × its table's time; at the table's speed 0.0600 ms (0.0580 – 0.0620) 0.0% above predicted" in text
-    assert "Where the machine ran at another speed" in text
+    assert "Where the machine was slower" in text
     change(run.path / "export" / "small", "verify.json", anchors={DEVICE: {**ANCHOR, "now_ms": 0.4}})
     text = page_of(run).text
     assert "not the machine of its latency table: a network of that takes 4.0 times as long here" in text
@@ -1120,7 +1120,7 @@ def test_report_says_that_the_machine_ran_at_another_speed_than_its_table(run: R
     change(run.path / "export" / "small", "verify.json", anchors={DEVICE: {**ANCHOR, "now_ms": 0.101}})
     text = page_of(run).text
     assert "its table's time" not in text
-    assert "Where the machine ran at another speed" not in text
+    assert "Where the machine was slower" not in text
     assert "2.0% above predicted" in text  # 0.0612 ms against 0.06
 
 
