@@ -46,7 +46,7 @@ def corrected(
     Args:
         weights: folded weights that both files were written from.
         quantised: the network in integers.
-        images: preprocessed (n, 3, r, r); they run as one batch, 32 are enough.
+        images: preprocessed (n, 3, r, r); they run as one batch, 64 are enough.
         means: of the network in float (`layer_means`), on the same images.
     """
     layers = {f"{name.removesuffix('.bias')}.{op}": name for name in weights if name.endswith(".bias") for op in ("conv", "gemm")}

@@ -9,9 +9,10 @@ import torch
 from deploy.bias_correction import corrected, layer_means
 from deploy.calibration import activation_ranges, scales_of
 from deploy.device import get_device
+from deploy.divergence import divergence, sqnr_db
 from deploy.emit import emit
 from deploy.precision import PrecisionError
-from deploy.quantize import divergence, quantize, sqnr_db
+from deploy.quantize import quantize
 from deploy.runtimes import open_session
 from ofa.errors import OfaError
 
@@ -90,6 +91,19 @@ def test_fallback_finds_the_layer_that_is_broken_and_keeps_the_limit(digits_netw
     assert found.tried[-1].what == "block0.depthwise in float"
     assert found.tried[-1].error < 0.01 * found.tried[-2].error
     assert found.tried[-1].top1 == found.top1_quantised
+
+
+def test_small_layers_that_cause_much_of_the_error_stay_in_float_whatever_top1_says(monkeypatch, digits_network, quantised):
+    uneven = with_an_outlier(digits_network.weights, factor=50)
+    before = quantised(uneven, max_drop=0.5)
+    assert before.layers == {}, "no layer of this network is small beside the others"
+    assert before.drop <= 0.5
+    monkeypatch.setattr("deploy.quantize.SMALL", 0.1)
+    found = quantised(uneven, max_drop=0.5)
+    assert found.layers == {"block0.depthwise": "fp32"}
+    (outlier,) = (trial for trial in found.tried if trial.what == "block0.depthwise in float")
+    assert outlier.error < 0.5 * next(trial.error for trial in before.tried if trial.what == "judged")
+    assert quantised(uneven, max_drop=math.inf).layers == {}, "before fine-tuning none does"
 
 
 @pytest.mark.parametrize("max_drop", [0.0, 0.02, 0.1])
