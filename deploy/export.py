@@ -181,7 +181,7 @@ def _candidate(path: Path, run: Run, arch: ArchConfig) -> dict[str, Any]:
     names += ["top1_validation"] if candidate.get("weights_sha256") == run.weights_sha256 else []
     anchors = {}
     for device, anchor in candidate.get("anchors", {}).items():
-        blocks = run.space.blocks(run.space.from_values(anchor["arch"]))
+        blocks = run.whole_space.blocks(run.whole_space.from_values(anchor["arch"]))  # a run of one network has the device's too
         anchors[device] = {"blocks": _fields(blocks), "latency_ms": anchor["latency_ms"]}
     return {"anchors": anchors, **{name: candidate[name] for name in names if name in candidate}}
 

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from deploy.precision import grid_of
 from ofa.artefacts import ArtefactError
 from ofa.block_spec import SHORTCUTS, BlockSpec
-from ofa.blocks import ACTIVATIONS, KINDS
 from ofa.errors import OfaError
 
 MOST = 2**14  # channels, pixels
@@ -71,7 +70,7 @@ class ModelRecord(_Part):
     ir_version: int
     layers: dict[str, Precision]
     space: str | None
-    arch: dict[str, int | float | str] | None
+    arch: Annotated[dict[str, int | float | str], Field(min_length=1)] | None
     blocks: dict[str, dict[str, Any]] | None = None  # name -> fields of its BlockSpec, in execution order
     bn_eps: Positive | None = None
     classes: Annotated[list[str], Field(min_length=1)]
@@ -104,6 +103,8 @@ def read_blocks(fields: Mapping[str, Any], path: Path) -> dict[str, BlockSpec]:
     Raises:
         ArtefactError: naming what is none.
     """
+    from ofa.blocks import ACTIVATIONS, KINDS  # here: reading a record must not import torch
+
     blocks = {}
     for name, value in fields.items():
         try:

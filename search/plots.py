@@ -28,6 +28,9 @@ def image(label: str, width: float, height: float, *children: str, class_: str =
     return element("svg", *children, class_=class_, viewBox=view, role="img", aria_label=label, **size)
 
 
+Y_CHARS = 6  # of a tick's label left of the frame
+
+
 def nice_ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[str]:
     """Return about that many round numbers within [low, high], at least `least` apart, written with equal decimals."""
     raw = max((high - low) / about, least)
@@ -84,7 +87,8 @@ class Axes:
         """Draw grid lines, tick labels and axis titles."""
         right, base = self.width - self.right, self.height - self.bottom
         parts = []
-        for tick in nice_ticks(*self.y_range):
+        whole = len(str(int(max(map(abs, self.y_range)))))
+        for tick in nice_ticks(*self.y_range, least=10.0 ** (whole + 1 - Y_CHARS)):  # decimals that the margin has room for
             y = self.y(float(tick))
             parts.append(element("line", class_="grid", x1=self.left, x2=right, y1=y, y2=y))
             parts.append(element("text", tick, class_="tick", x=self.left - 7, y=y + 4, text_anchor="end"))
