@@ -97,7 +97,7 @@ def test_a_disk_that_is_full_at_any_byte_leaves_what_was_there(artefact, tmp_pat
 # -- bombs ----------------------------------------------------------------------------------------------------------
 
 
-def bounded(function, *arguments, mib=256, seconds=5):
+def bounded(function, *arguments, mib=256, seconds=20):
     """Call in a child that may take only so much more memory and processor time; return the one line with which it is refused."""
     reader, writer = os.pipe()
     child = os.fork()
