@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deploy.device import get_device
 from deploy.emit import emit
 from deploy.graphs import Weights
+from deploy.parity import REFERENCE_DEVICE
 from deploy.runtimes.onnxruntime import session_options
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
@@ -94,7 +95,7 @@ def run_with_activations(
     """Yield (images, activations by name), a part of a batch at a time."""
     model = onnx.load_from_string(content)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    device = get_device("ort_cpu_1t")
+    device = get_device(REFERENCE_DEVICE)
     session = ort.InferenceSession(model.SerializeToString(), session_options(device), providers=[device.provider])
     count = 1
     for batch in batches:

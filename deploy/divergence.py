@@ -16,13 +16,13 @@ from deploy.bias_correction import corrected, layer_means
 from deploy.device import get_device
 from deploy.emit import emit, layer_names
 from deploy.graphs import Scales, Weights
+from deploy.parity import REFERENCE_DEVICE
 from deploy.runtimes import open_session
 from ofa.block_spec import BlockSpec
 from ofa.progress import progress
 
 Images = NDArray[np.float32]  # preprocessed, (n, 3, r, r)
 Logits = NDArray[np.float32]  # (n, classes)
-DEVICE = "ort_cpu_1t"  # of fp32 files by name, but it runs any: this is about accuracy
 RANK_IMAGES, SHORTLIST = 64, 3  # that layers are ranked by; how many of them are then looked at more closely
 BATCH = 16
 
@@ -106,5 +106,5 @@ def _log_probabilities(logits: Logits) -> NDArray[np.float64]:
 
 def logits_of(content: bytes, images: Images) -> Logits:
     """Run a file on images."""
-    session = open_session(content, get_device(DEVICE))
+    session = open_session(content, get_device(REFERENCE_DEVICE))
     return np.concatenate([session.run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])

@@ -24,7 +24,7 @@ from deploy.pack import GOLDEN_IMAGES, ExportedModel, Source, metadata, pack, pr
 from deploy.parity import REFERENCE_DEVICE
 from deploy.precision import COMMON, PrecisionError
 from deploy.rounding import CALIBRATION_IMAGES, JUDGED_IMAGES, describe
-from deploy.runtimes import open_session
+from deploy.runtimes import first_line, open_session
 from deploy.torch_export import Exporter, onnx_of_module
 from ofa.errors import OfaError
 from ofa.formats.published import read_tensors
@@ -121,8 +121,9 @@ def make_module(function: str, *, num_classes: int | None = None, weights: Path 
     try:
         net = make(**arguments)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise OfaError(f"network {function!r}: fails when called with {arguments or 'no arguments'} ({reason})") from None
+        raise OfaError(
+            f"network {function!r}: fails when called with {arguments or 'no arguments'} ({first_line(error)})"
+        ) from None
     if not isinstance(net, nn.Module):
         raise OfaError(f"network {function!r}: returns a {type(net).__name__}, expected a torch.nn.Module")
     if weights is None:
@@ -152,9 +153,8 @@ def _describe(
         outputs = net(images)
         count = int(outputs.shape[1])
     except Exception as error:  # whatever the network's own code raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise OfaError(
-            f"{type(net).__name__}: does not map images {tuple(images.shape)} to (1, classes) logits ({reason})"
+            f"{type(net).__name__}: does not map images {tuple(images.shape)} to (1, classes) logits ({first_line(error)})"
         ) from None
     if unprintable := [name for name in names if not name.isprintable() or not name]:
         raise OfaError(f"class {unprintable[0]!a}: expected names of printable characters, one a line of labels.txt")

@@ -12,7 +12,7 @@ Source: Jacob et al. 2018 (arXiv 1712.05877), section 3; distillation from the u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from deploy.device import get_device
 from deploy.emit import emit
 from deploy.graphs import Scales, Weights
+from deploy.parity import REFERENCE_DEVICE
 from deploy.precision import grid_of
 from deploy.runtimes import open_session
 from deploy.runtimes.torch_eager import Program
@@ -36,7 +37,6 @@ from ofa.training.data import Images, Preprocessing, steps_per_epoch, training_b
 from ofa.training.distillation import kl_divergence
 from ofa.training.schedule import learning_rate
 
-DEVICE = "ort_cpu_1t"
 LABELS = 1.0  # weight of what labels teach, beside the fp32 network
 BIAS_STEPS = 2**30  # of int32, that a bias may take (deploy.graphs)
 
@@ -65,7 +65,6 @@ def finetune_quantised(
     lr: float = 1e-3,
     batch_size: int = 128,
     seed: int = 0,
-    like: TrainConfig | None = None,
     teacher: Weights | None = None,
 ) -> FineTuned:
     """Train a network on as it will be rounded, taught by itself in fp32.
@@ -81,12 +80,11 @@ def finetune_quantised(
         precision: of the network.
         lr: peak learning rate.
         seed: of the order of images and their augmentation.
-        like: training whose augmentation is used; None = shifts of up to an eighth.
         teacher: weights of the fp32 network that teaches; None = `weights`.
     Raises:
         OfaError: if the loss is not finite.
     """
-    config = replace(like or TrainConfig(), epochs=epochs, batch_size=min(batch_size, len(train)), lr=lr, seed=seed)
+    config = TrainConfig(epochs=epochs, batch_size=min(batch_size, len(train)), lr=lr, seed=seed)
     resolution = next(iter(blocks.values())).resolution
     parameters = {name: torch.tensor(values, requires_grad=True) for name, values in weights.items()}
     taught_by = Program(emit(blocks, weights if teacher is None else teacher))
@@ -97,7 +95,7 @@ def finetune_quantised(
 
     def accuracy() -> float:
         content = emit(blocks, trained(), precision=precision, scales=scales, layers=layers)
-        session = open_session(content, get_device(DEVICE))
+        session = open_session(content, get_device(REFERENCE_DEVICE))
         return top1(lambda x: torch.from_numpy(session.run(x.contiguous().numpy())), validation, preprocess, resolution)
 
     optimizer = torch.optim.Adam(parameters.values(), lr=lr)

@@ -10,8 +10,8 @@ import onnx
 from onnx import helper
 
 from deploy.graph_edit import GraphEdit, attribute
+from deploy.graphs import HARD_SWISH_OPSET
 
-HARD_SWISH_OPSET = 14  # the first that has the operator
 SIXTH = 1e-6  # how near to 1/6 a number must be: float32 holds it to 1e-8
 
 

@@ -24,7 +24,7 @@ from deploy.device import get_device
 from deploy.integrity import require_self_contained
 from deploy.parity import REFERENCE_DEVICE, TOLERANCE, parity_error, random_images, relative_error
 from deploy.precision import grid_of
-from deploy.runtimes import Session, open_session
+from deploy.runtimes import Session, first_line, open_session
 from ofa.artefacts import format_json
 from ofa.errors import OfaError
 from ofa.run_dir import host_facts, versions
@@ -190,7 +190,7 @@ def check_file(content: bytes, path: Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker and shape inference share no base
-        raise OfaError(f"{path}: not valid ONNX ({(str(error).splitlines() or [''])[0][:200]}); nothing was written") from None
+        raise OfaError(f"{path}: not valid ONNX ({first_line(error)}); nothing was written") from None
     if any(node.op_type == "BatchNormalization" for node in model.graph.node):
         raise OfaError(f"{path}: a BatchNormalization was not folded; nothing was written")
     return model

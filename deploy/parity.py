@@ -11,7 +11,7 @@ from deploy.runtimes import Session
 
 TOLERANCE = 1e-4  # of the largest |logit|: float32 sums in another order differ by 1e-6 to 1e-5 of it
 BATCHES = (1, 3, 8)
-REFERENCE_DEVICE = "ort_cpu_1t"  # where it is checked
+REFERENCE_DEVICE = "ort_cpu_1t"  # where what a file computes is looked at, in any precision
 
 
 @torch.no_grad()

@@ -14,9 +14,10 @@ import numpy as np
 
 from deploy.calibration import METHODS, activation_ranges, scales_of
 from deploy.device import get_device
-from deploy.divergence import DEVICE, Choice, Images, Logits, Probe, sqnr_db
+from deploy.divergence import Choice, Images, Logits, Probe, sqnr_db
 from deploy.emit import emit, layer_names
 from deploy.graphs import Scales, Weights
+from deploy.parity import REFERENCE_DEVICE
 from deploy.precision import PrecisionError, grid_of
 from deploy.runtimes import open_session
 from ofa.block_spec import BlockSpec
@@ -173,7 +174,7 @@ def _split(calibration: Iterable[Images]) -> tuple[Images, Images]:
 
 def _judged(content: bytes, judge: Callable[[Predict], float]) -> tuple[float, Logits]:
     """Return a file's top-1 and the logits of all the judge's images."""
-    session, parts = open_session(content, get_device(DEVICE)), []
+    session, parts = open_session(content, get_device(REFERENCE_DEVICE)), []
 
     def predict(images: Images) -> Logits:
         parts.append(session.run(np.ascontiguousarray(images, dtype=np.float32)))

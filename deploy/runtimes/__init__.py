@@ -80,7 +80,7 @@ def require(device: DeviceSpec, field: str, available: Iterable[str], runtime: s
         )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return what fits into a line of a runtime's error message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
