@@ -1,0 +1,1 @@
+"""Searches that train weights and architecture together."""
