@@ -37,12 +37,13 @@ class Cell(nn.Module):
         self.edges = nn.ModuleList(nn.ModuleList(operation(name, channels) for name in OPERATIONS) for _ in EDGES)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        operations: list[nn.ModuleList] = list(self.edges)  # type: ignore[arg-type]
         nodes = [x]
         for node in (1, 2, 3):
             total = torch.zeros_like(x)
             for i, (to, source) in enumerate(EDGES):
                 if to == node:
-                    for probability, run in zip(edges[i], self.edges[i], strict=True):  # type: ignore[arg-type]
+                    for probability, run in zip(edges[i], operations[i], strict=True):
                         total = total + probability * run(nodes[source])
             nodes.append(total)
         return nodes[3]
