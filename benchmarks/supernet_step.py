@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ofa import ArchConfig, SearchSpace, Supernet, TrainConfig, get_space
-from ofa.blocks import build_chain, init_weights
+from ofa.blocks import build_network, init_weights
 from ofa.training.phases import make_phases
 from ofa.training.rules import Rule
 from ofa.training.teacher import fold_batchnorm
@@ -61,7 +61,7 @@ def measure(space: SearchSpace, arch: ArchConfig, batch_size: int, rounds: int) 
     supernet = Supernet(space).to(memory_format=torch.channels_last)
     steps = [training_step(supernet, lambda images: supernet(images, arch))]
     for layout in (torch.channels_last, torch.contiguous_format):
-        net = build_chain(space.blocks(arch), bn_eps=space.bn_eps).to(memory_format=layout)
+        net = build_network(space.blocks(arch), bn_eps=space.bn_eps).to(memory_format=layout)
         init_weights(net)
         steps.append(training_step(net, net))
     images, labels = batch(space, arch, batch_size)

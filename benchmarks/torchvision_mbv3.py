@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import MobileNetV3
 
 from ofa.block_spec import BlockSpec
-from ofa.blocks import build_chain
+from ofa.blocks import build_network
 from ofa.slots import shrunk
 
 BN_EPS = 1e-3
@@ -69,7 +69,7 @@ def as_chain(net: MobileNetV3) -> nn.Sequential:
     Raises:
         ValueError: if the network is another one.
     """
-    chain = build_chain(large_blocks(), bn_eps=BN_EPS)
+    chain = build_network(large_blocks(), bn_eps=BN_EPS)
     ours, theirs = chain.state_dict(), net.state_dict()
     shapes = [[tuple(tensor.shape) for tensor in state.values()] for state in (ours, theirs)]
     if shapes[0] != shapes[1]:

@@ -8,7 +8,7 @@ Opset 17, IR 8 unless asked otherwise: read by ONNX Runtime from 1.12 on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from string import ascii_letters
 
 import onnx
@@ -16,7 +16,7 @@ from onnx import TensorProto, defs, helper
 
 from deploy.graphs import UINT16_OPSET, Graph, HalfGraph, QuantizedGraph, Scales, Weights
 from deploy.precision import FLOATS, PrecisionError, grid_of
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import IMAGES, BlockSpec, wiring
 from ofa.errors import OfaError
 from ofa.slots import se_channels
 
@@ -82,13 +82,89 @@ def _linear(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     return g.activation(spec.act, out, f"{name}.act")
 
 
-EMITTERS = {
+def _relu_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    x = g.activation("relu", x, f"{name}.relu")
+    return g.conv(x, name, spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride)
+
+
+def _factorized_reduce(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    # both convolutions as one with a kernel of 2x2, half of it zeros: no slice, no concatenation, one thing to round
+    return g.conv(g.activation("relu", x, f"{name}.relu"), name, spec.in_channels, spec.out_channels, 2, 2)
+
+
+def _sep_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    channels = spec.in_channels
+    for number, stride, out in ((1, spec.stride, channels), (2, 1, spec.out_channels)):
+        x = g.activation("relu", x, f"{name}.relu{number}")
+        x = g.conv(x, f"{name}.depthwise{number}", channels, channels, spec.kernel_size, stride, groups=channels, bias=False)
+        x = g.conv(x, f"{name}.pointwise{number}", channels, out)
+    return x
+
+
+def _dil_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    channels, window = spec.in_channels, (spec.kernel_size, spec.stride)
+    x = g.activation("relu", x, f"{name}.relu")
+    x = g.conv(x, f"{name}.depthwise", channels, channels, *window, groups=channels, bias=False, dilation=2)
+    return g.conv(x, f"{name}.pointwise", channels, spec.out_channels)
+
+
+def _row_column_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    k, s, pad = spec.kernel_size, spec.stride, spec.kernel_size // 2
+    x = g.activation("relu", x, f"{name}.relu")
+    row = {"kernel_shape": [1, k], "strides": [1, s], "pads": [0, pad, 0, pad]}
+    x = g.layer("Conv", x, f"{name}.row", (spec.in_channels, spec.in_channels, 1, k), bias=False, **row)
+    column = {"kernel_shape": [k, 1], "strides": [s, 1], "pads": [pad, 0, pad, 0]}
+    return g.layer("Conv", x, f"{name}.column", (spec.out_channels, spec.in_channels, k, 1), bias=True, **column)
+
+
+def _basic(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    out = g.activation("relu", x, f"{name}.relu1")
+    out = g.conv(out, f"{name}.conv1", spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, act="relu")
+    out = g.conv(out, f"{name}.conv2", spec.out_channels, spec.out_channels, spec.kernel_size)
+    return _add_shortcut(g, x, out, name, spec)
+
+
+def _avgpool(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    window = {"kernel_shape": [spec.kernel_size] * 2, "strides": [spec.stride] * 2, "pads": [spec.kernel_size // 2] * 4}
+    return g.node("AveragePool", [x], name, count_include_pad=0, **window)
+
+
+def _norm(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    return g.conv(x, name, spec.in_channels, spec.in_channels, groups=spec.in_channels, act=spec.act)
+
+
+def _sum(g: Graph, x: str, name: str, spec: BlockSpec, *others: str) -> str:
+    for number, other in enumerate(others, 1):
+        x = g.node("Add", [x, other], name if number == len(others) else f"{name}.{number}")
+    return x
+
+
+def _concat(g: Graph, x: str, name: str, spec: BlockSpec, *others: str) -> str:
+    return g.node("Concat", [x, *others], name, axis=1)
+
+
+def _zeros(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    return g.node("Sub", [x, x], name)
+
+
+EMITTERS: dict[str, Callable[..., str]] = {
     "conv": _conv,
     "mbconv": _mbconv,
     "bottleneck": _bottleneck,
     "maxpool": _maxpool,
     "pool": _pool,
     "linear": _linear,
+    "relu_conv": _relu_conv,
+    "factorized_reduce": _factorized_reduce,
+    "sep_conv": _sep_conv,
+    "dil_conv": _dil_conv,
+    "row_column_conv": _row_column_conv,
+    "avgpool": _avgpool,
+    "basic": _basic,
+    "norm": _norm,
+    "sum": _sum,
+    "concat": _concat,
+    "zeros": _zeros,
 }
 
 
@@ -105,7 +181,7 @@ def emit(
     """Return the bytes of an ONNX model that runs the blocks in order, equal for equal input.
 
     Args:
-        blocks: name -> block, in execution order.
+        blocks: name -> block, in execution order; each reads the one before, or what its wiring says (ofa.block_spec.Blocks).
         weights: folded weights under "<block>.<layer>.weight" / ".bias" (deploy.export.fold); None = constants.
         precision: of the network, see deploy.precision.
         scales: in integers only: (scale, zero point) of every activation on the network's grid, by its tensor's name in the fp32
@@ -120,10 +196,7 @@ def emit(
     """
     graph = _graph(weights, precision, scales, layers or {}, opset)
     specs = list(blocks.values())
-    x = graph.input("images")
-    for name, spec in blocks.items():
-        x = EMITTERS[spec.kind](graph, x, name, spec)
-    graph.output(x, "logits")
+    graph.output(_write(graph, blocks, graph.input(IMAGES)), "logits")
     first, last = specs[0], specs[-1]
     if unknown := sorted(set(layers or {}) - set(_layers(graph))):
         raise OfaError(f"layer {unknown[0]!r} is not one of this network; it has: {', '.join(_layers(graph))}")
@@ -132,7 +205,7 @@ def emit(
         helper.make_graph(
             graph.nodes,
             "ofa",
-            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *input_shape(first)])],
+            [helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *input_shape(first)])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, _output_shape(last))],
             list(graph.initializers.values()),
         ),
@@ -164,9 +237,18 @@ def choose_opset(opset: int | None, precisions: Iterable[str]) -> int:
 def layer_names(blocks: Mapping[str, BlockSpec]) -> list[str]:
     """Return the names of a network's layers with weights, in execution order: what `layers` of `emit` takes."""
     graph = Graph(None, OPSET)
-    for name, spec in blocks.items():
-        EMITTERS[spec.kind](graph, name, name, spec)
+    _write(graph, blocks, IMAGES)
     return _layers(graph)
+
+
+def _write(graph: Graph, blocks: Mapping[str, BlockSpec], images: str) -> str:
+    """Append all blocks and return the name of the last one's output."""
+    states = {IMAGES: images}
+    out = images
+    for name, sources in wiring(blocks).items():
+        first, *others = (states[source] for source in sources)
+        out = states[name] = EMITTERS[blocks[name].kind](graph, first, name, blocks[name], *others)
+    return out
 
 
 def _layers(graph: Graph) -> list[str]:

@@ -21,7 +21,7 @@ from deploy.comparison import Comparison, compare
 from deploy.device import DeviceSpec, get_device, list_devices, make_device
 from deploy.emit import emit
 from deploy.fold import fold
-from deploy.footprint import block_file_bytes, block_peak
+from deploy.footprint import block_file_bytes, network_peak
 from deploy.limits import Limit, format_value, parse_limit
 from deploy.model_record import read_blocks
 from deploy.pack import check_file, preprocessed
@@ -31,7 +31,7 @@ from deploy.runtimes import Session, open_session
 from deploy.verify_latency import TimedFile, open_anchor, time_file
 from ofa.artefacts import ArtefactError
 from ofa.block_spec import BlockSpec
-from ofa.blocks import build_chain
+from ofa.blocks import build_network
 from ofa.counts import block_params
 from ofa.errors import OfaError
 from ofa.run_dir import cpu_model
@@ -216,7 +216,7 @@ def footprint(limit: Limit, content: bytes, stored: str, blocks: Mapping[str, Bl
     if limit.quantity == "size":
         change = sum(block_file_bytes(spec, precision) - block_file_bytes(spec, stored) for spec in blocks.values())
         return float(len(content) + change), "computed"
-    return float(activation_bytes(precision) * max(map(block_peak, blocks.values()))), "activations of one image, computed"
+    return float(activation_bytes(precision) * network_peak(blocks)), "activations of one image, computed"
 
 
 def _rebuild(bundle: Bundle, blocks: Mapping[str, BlockSpec], bn_eps: float) -> nn.Module:
@@ -225,7 +225,7 @@ def _rebuild(bundle: Bundle, blocks: Mapping[str, BlockSpec], bn_eps: float) -> 
     try:
         if 4 * sum(map(block_params, blocks.values())) > len(content):  # or memory for weights that are not there
             raise RuntimeError("too few")
-        net = build_chain(blocks, bn_eps=bn_eps)
+        net = build_network(blocks, bn_eps=bn_eps)
         net.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
         weights, reason = bundle.path / "model.safetensors", str(error).splitlines()[0]

@@ -23,7 +23,7 @@ Scales = Mapping[str, tuple[float, int]]  # of activations by tensor name: step,
 HARD_SWISH_OPSET, UINT16_OPSET = 14, 21  # the first that have it
 CLIPPING = ("Relu", "Clip")
 IN_FLOAT = (*CLIPPING, "HardSwish", "HardSigmoid", "Sigmoid", "Identity")  # what stays in float after a layer in float
-CONV_DEFAULTS = ([1, 1], [0, 0, 0, 0], 1)  # of strides, pads, group: not written
+CONV_DEFAULTS = ([1, 1], [0, 0, 0, 0], 1)  # of strides and dilations, pads, group: not written
 UNNAMED = ("QuantizeLinear", "DequantizeLinear", "ConstantOfShape")
 SIGNED, UNSIGNED = (1 / 64, 128), (1 / 64, 0)  # of activations of order one; up to 4 < 6, so that ReLU6 needs no Clip
 
@@ -95,10 +95,12 @@ class Graph:
         groups: int = 1,
         act: str = "none",
         bias: bool = True,
+        dilation: int = 1,
     ) -> str:
-        """Convolution with "same" padding, then the activation."""
+        """Convolution with "same" padding, none for an even kernel on an even side, then the activation."""
         square = [kernel_size] * 2
-        window = {"strides": [stride] * 2, "pads": [kernel_size // 2] * 4, "group": groups}
+        padding = dilation * (kernel_size // 2) if kernel_size % 2 else 0
+        window = {"strides": [stride] * 2, "pads": [padding] * 4, "group": groups, "dilations": [dilation] * 2}
         given = {key: value for key, value in window.items() if value not in CONV_DEFAULTS}
         out = self.layer("Conv", x, name, (out_channels, in_channels // groups, *square), bias=bias, kernel_shape=square, **given)
         return self.activation(act, out, f"{name}.act")

@@ -103,7 +103,8 @@ def read_blocks(fields: Mapping[str, Any], path: Path) -> dict[str, BlockSpec]:
     Raises:
         ArtefactError: naming what is none.
     """
-    from ofa.blocks import ACTIVATIONS, KINDS  # here: reading a record must not import torch
+    from ofa.blocks import KINDS  # here: reading a record must not import torch
+    from ofa.layers import ACTIVATIONS
 
     blocks = {}
     for name, value in fields.items():

@@ -105,7 +105,10 @@ class SizeCost:
 
 @dataclass(frozen=True)
 class MemoryCost:
-    """Largest memory for the activations of one image in bytes (deploy.footprint); a maximum over blocks, no sum."""
+    """Largest memory for the activations of one image in bytes (deploy.footprint); a maximum over blocks, no sum.
+
+    Of cells an upper bound: what waits to be read depends on the whole cell.
+    """
 
     space: SearchSpace
     precision: str = "fp32"  # of activations, a key of deploy.limits.PRECISIONS
@@ -116,7 +119,9 @@ class MemoryCost:
 
     def predict(self, population: Population) -> NDArray[np.float64]:
         """Return the peak of every architecture, (n,) bytes."""
-        peaks = block_counts(self.space, block_peak)[self.space.block_ids(population)].max(1)
+        waiting = np.array([slot.waiting for slot in self.space.slots])
+        ids = self.space.block_ids(population)
+        peaks = np.where(ids < 0, 0, block_counts(self.space, block_peak)[ids] + waiting).max(1)
         return peaks * float(PRECISIONS[self.precision])
 
 

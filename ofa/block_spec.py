@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -31,6 +32,7 @@ class BlockSpec:
     se: bool = False
     bias: bool = False
     shortcut: str = "none"  # one of SHORTCUTS
+    num_inputs: int = 1  # tensors that a joining block reads, each with in_channels
 
     @property
     def out_resolution(self) -> int:
@@ -45,6 +47,7 @@ class BlockSpec:
             parts.append(f"k{self.kernel_size} s{self.stride}")
         parts += [word for word in (self.act, self.shortcut) if word != "none"]
         parts += ["se"] if self.se else []
+        parts += [f"of {self.num_inputs}"] if self.num_inputs != 1 else []
         return " ".join([*parts, f"r{self.resolution}"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,3 +71,50 @@ class BlockSpec:
             return cls(**value)
         except TypeError as error:
             raise OfaError(f"block {value!r}: {error}") from None
+
+
+IMAGES = "images"  # what the first block of a network reads
+
+
+class Blocks(dict[str, BlockSpec]):
+    """The named blocks of a network in execution order, and what they read.
+
+    `reads` names, for every block that does not simply read the one before it, the blocks whose outputs it takes. Any other
+    mapping of names to blocks is a chain.
+    """
+
+    def __init__(self, blocks: Mapping[str, BlockSpec], reads: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(blocks)
+        self.reads = dict(reads)
+
+
+def wiring(blocks: Mapping[str, BlockSpec]) -> dict[str, tuple[str, ...]]:
+    """Return for every block the names of what it reads: blocks before it, or IMAGES.
+
+    Raises:
+        OfaError: if a block reads what does not come before it, or more or fewer tensors than it joins.
+    """
+    given = blocks.reads if isinstance(blocks, Blocks) else {}
+    wires: dict[str, tuple[str, ...]] = {}
+    before = IMAGES
+    for name, spec in blocks.items():
+        # a joining block that stands alone, as when it is timed, reads its one input several times
+        wires[name] = tuple(given.get(name, (before,) * spec.num_inputs))
+        unknown = next((source for source in wires[name] if source not in wires and source != IMAGES), None)
+        if unknown is not None or name in wires[name]:
+            raise OfaError(f"block {name!r} reads {unknown or name!r}, which is none of the blocks before it")
+        if len(wires[name]) != spec.num_inputs:
+            raise OfaError(f"block {name!r} reads {len(wires[name])} tensors, expected {spec.num_inputs} ({spec})")
+        before = name
+    if extra := sorted(set(given) - set(wires)):
+        raise OfaError(f"what block {extra[0]!r} reads is given, but there is no such block")
+    return wires
+
+
+def last_readers(wires: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """Return for every block what it is the last to read, so that whoever runs a network can let go of it."""
+    last = {source: name for name, sources in wires.items() for source in sources}
+    done: dict[str, list[str]] = {name: [] for name in wires}
+    for source, name in last.items():
+        done[name].append(source)
+    return done

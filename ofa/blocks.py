@@ -1,7 +1,7 @@
 """Static blocks: what a BlockSpec is in PyTorch.
 
 The supernet runs these very modules with slices of shared weights (elastic.py), so each kind has one forward. A new kind is
-an entry in KINDS here, in ofa/counts.py and in deploy/emit.py.
+an entry in KINDS here, in ofa/counts.py, deploy/emit.py and deploy/footprint.py.
 
 A block with a shortcut takes a second argument, `branch_scale` (n, 1, 1, 1): what its branch is multiplied with before the
 shortcut is added (drop-connect).
@@ -10,51 +10,15 @@ shortcut is added (drop-connect).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import IMAGES, BlockSpec, last_readers, wiring
+from ofa.cell_blocks import BasicBlock, Concat, DilConv, FactorizedReduce, Norm, ReluConvBN, RowColumnConv, SepConv, Sum, Zeros
+from ofa.layers import ConvBN, activation, make_shortcut
 from ofa.slots import se_channels
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "none": nn.Identity,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "h_swish": nn.Hardswish,
-    "swish": nn.SiLU,
-}
-
-
-def activation(name: str) -> nn.Module:
-    """Return a new activation module."""
-    kind = ACTIVATIONS[name]
-    return kind() if kind is nn.Identity else kind(inplace=True)
-
-
-class ConvBN(nn.Sequential):
-    """Convolution with "same" padding and no bias, BatchNorm, activation."""
-
-    conv: nn.Conv2d
-    bn: nn.BatchNorm2d
-    act: nn.Module
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
-        act: str,
-        bn_eps: float,
-        *,
-        depthwise: bool = False,
-    ) -> None:
-        groups = in_channels if depthwise else 1
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=bn_eps), act=activation(act)))
 
 
 class ResidualConvBN(ConvBN):
@@ -79,17 +43,6 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(self.expand(self.act(self.reduce(mean))))
 
 
-class PaddedAvgPool(nn.Module):
-    """Average pooling by a stride with zeros around a side that it does not divide; the zeros count (AttentiveNAS)."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.stride, padding=(-x.shape[-1] % self.stride + 1) // 2)
-
-
 class MBConv(nn.Module):
     """Inverted residual block: expand 1x1, depthwise, optional squeeze-and-excitation, project 1x1.
 
@@ -105,7 +58,7 @@ class MBConv(nn.Module):
         self.depthwise = ConvBN(hidden, hidden, spec.kernel_size, spec.stride, spec.act, bn_eps, depthwise=True)
         self.se = SqueezeExcite(hidden) if spec.se else nn.Identity()
         self.project = ConvBN(hidden, spec.out_channels, 1, 1, "none", bn_eps)
-        self.shortcut = _shortcut(spec, bn_eps)
+        self.shortcut = make_shortcut(spec, bn_eps)
 
     def forward(self, x: Tensor, branch_scale: Tensor | None = None) -> Tensor:
         out: Tensor = self.project(self.se(self.depthwise(self.expand(x))))
@@ -124,7 +77,7 @@ class Bottleneck(nn.Module):
         self.reduce = ConvBN(spec.in_channels, hidden, 1, 1, spec.act, bn_eps)
         self.spatial = ConvBN(hidden, hidden, spec.kernel_size, spec.stride, spec.act, bn_eps)
         self.expand = ConvBN(hidden, spec.out_channels, 1, 1, "none", bn_eps)
-        self.shortcut = _shortcut(spec, bn_eps)
+        self.shortcut = make_shortcut(spec, bn_eps)
         self.act = activation(spec.act)
 
     def forward(self, x: Tensor, branch_scale: Tensor | None = None) -> Tensor:
@@ -136,23 +89,6 @@ def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
     return branch if scale is None else branch * scale
 
 
-def _shortcut(spec: BlockSpec, bn_eps: float) -> nn.Module | None:
-    """What maps a block's input to what is added to its branch; ofa.block_spec.SHORTCUTS says what each does."""
-    if spec.shortcut == "none":
-        return None
-    if spec.shortcut == "identity":
-        return nn.Identity()
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if spec.stride > 1:
-        resnet_d = spec.shortcut == "pool_conv_bn"
-        layers["pool"] = nn.AvgPool2d(spec.stride, ceil_mode=True) if resnet_d else PaddedAvgPool(spec.stride)
-    if spec.shortcut == "pool_conv":
-        layers["conv"] = nn.Conv2d(spec.in_channels, spec.out_channels, 1, bias=False)
-    if spec.shortcut == "pool_conv_bn":
-        layers["conv"] = ConvBN(spec.in_channels, spec.out_channels, 1, 1, "none", bn_eps)
-    return nn.Sequential(layers)
-
-
 def _conv(spec: BlockSpec, bn_eps: float) -> nn.Module:
     kind = ResidualConvBN if spec.shortcut == "identity" else ConvBN
     return kind(spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.act, bn_eps)
@@ -160,6 +96,10 @@ def _conv(spec: BlockSpec, bn_eps: float) -> nn.Module:
 
 def _maxpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
     return nn.MaxPool2d(spec.kernel_size, spec.stride, spec.kernel_size // 2)
+
+
+def _avgpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
+    return nn.AvgPool2d(spec.kernel_size, spec.stride, spec.kernel_size // 2, count_include_pad=False)
 
 
 def _pool(spec: BlockSpec, bn_eps: float) -> nn.Module:
@@ -171,7 +111,45 @@ def _linear(spec: BlockSpec, bn_eps: float) -> nn.Module:
     return nn.Sequential(OrderedDict(linear=linear, act=activation(spec.act)))
 
 
-KINDS = {"conv": _conv, "mbconv": MBConv, "bottleneck": Bottleneck, "maxpool": _maxpool, "pool": _pool, "linear": _linear}
+KINDS: dict[str, Callable[[BlockSpec, float], nn.Module]] = {
+    "conv": _conv,
+    "mbconv": MBConv,
+    "bottleneck": Bottleneck,
+    "maxpool": _maxpool,
+    "pool": _pool,
+    "linear": _linear,
+    # of cells
+    "relu_conv": ReluConvBN,
+    "factorized_reduce": FactorizedReduce,
+    "sep_conv": SepConv,
+    "dil_conv": DilConv,
+    "row_column_conv": RowColumnConv,
+    "avgpool": _avgpool,
+    "basic": BasicBlock,
+    "norm": Norm,
+    "sum": lambda spec, bn_eps: Sum(),
+    "concat": lambda spec, bn_eps: Concat(),
+    "zeros": lambda spec, bn_eps: Zeros(),
+}
+
+
+class Network(nn.Sequential):
+    """Named blocks, each of which reads the one before it or those that its wiring names."""
+
+    def __init__(self, blocks: Mapping[str, BlockSpec], modules: Mapping[str, nn.Module]) -> None:
+        super().__init__(OrderedDict(modules))
+        self.wires = wiring(blocks)
+        self.done = last_readers(self.wires)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits (n, classes) of images (n, 3, r, r)."""
+        states = {IMAGES: images}
+        x = images
+        for name, block in self.named_children():
+            x = states[name] = block(*(states[source] for source in self.wires[name]))
+            for source in self.done[name]:
+                del states[source]
+        return x
 
 
 def build_block(spec: BlockSpec, *, bn_eps: float = 1e-5, device: str = "cpu") -> nn.Module:
@@ -180,9 +158,9 @@ def build_block(spec: BlockSpec, *, bn_eps: float = 1e-5, device: str = "cpu") -
         return KINDS[spec.kind](spec, bn_eps)
 
 
-def build_chain(blocks: Mapping[str, BlockSpec], *, bn_eps: float = 1e-5, device: str = "cpu") -> nn.Sequential:
+def build_network(blocks: Mapping[str, BlockSpec], *, bn_eps: float = 1e-5, device: str = "cpu") -> Network:
     """Return a whole network from its named blocks: (n, 3, r, r) images to (n, classes) logits."""
-    return nn.Sequential(OrderedDict((n, build_block(s, bn_eps=bn_eps, device=device)) for n, s in blocks.items()))
+    return Network(blocks, {name: build_block(spec, bn_eps=bn_eps, device=device) for name, spec in blocks.items()})
 
 
 def init_weights(net: nn.Module) -> None:

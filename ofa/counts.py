@@ -95,6 +95,53 @@ def _shortcut_params(s: BlockSpec) -> int:
     return {"pool_conv": weights, "pool_conv_bn": weights + 2 * s.out_channels}.get(s.shortcut, 0)
 
 
+def _reduce_macs(s: BlockSpec) -> int:
+    return s.in_channels * s.out_channels * s.out_resolution**2  # half of the channels from each of two convolutions
+
+
+def _reduce_params(s: BlockSpec) -> int:
+    return s.in_channels * s.out_channels + 2 * s.out_channels
+
+
+def _sep_conv_macs(s: BlockSpec) -> int:
+    depthwise = 2 * s.in_channels * s.kernel_size**2
+    return (depthwise + s.in_channels**2 + s.in_channels * s.out_channels) * s.out_resolution**2
+
+
+def _sep_conv_params(s: BlockSpec) -> int:
+    depthwise = 2 * s.in_channels * s.kernel_size**2
+    return depthwise + s.in_channels**2 + 2 * s.in_channels + s.in_channels * s.out_channels + 2 * s.out_channels
+
+
+def _dil_conv_macs(s: BlockSpec) -> int:
+    return s.in_channels * (s.kernel_size**2 + s.out_channels) * s.out_resolution**2
+
+
+def _dil_conv_params(s: BlockSpec) -> int:
+    return s.in_channels * (s.kernel_size**2 + s.out_channels) + 2 * s.out_channels
+
+
+def _row_column_macs(s: BlockSpec) -> int:
+    row = s.in_channels**2 * s.kernel_size * s.resolution * s.out_resolution
+    return row + s.in_channels * s.out_channels * s.kernel_size * s.out_resolution**2
+
+
+def _row_column_params(s: BlockSpec) -> int:
+    return s.in_channels * s.kernel_size * (s.in_channels + s.out_channels) + 2 * s.out_channels
+
+
+def _basic_macs(s: BlockSpec) -> int:
+    return (s.in_channels + s.out_channels) * s.out_channels * s.kernel_size**2 * s.out_resolution**2
+
+
+def _basic_params(s: BlockSpec) -> int:
+    return (s.in_channels + s.out_channels) * s.out_channels * s.kernel_size**2 + 4 * s.out_channels
+
+
+def _norm_params(s: BlockSpec) -> int:
+    return 2 * s.in_channels
+
+
 def _nothing(s: BlockSpec) -> int:
     return 0
 
@@ -106,6 +153,17 @@ MACS: dict[str, Count] = {
     "maxpool": _nothing,
     "pool": _nothing,
     "linear": _linear_macs,
+    "relu_conv": _conv_macs,
+    "factorized_reduce": _reduce_macs,
+    "sep_conv": _sep_conv_macs,
+    "dil_conv": _dil_conv_macs,
+    "row_column_conv": _row_column_macs,
+    "avgpool": _nothing,
+    "basic": _basic_macs,
+    "norm": _nothing,
+    "sum": _nothing,
+    "concat": _nothing,
+    "zeros": _nothing,
 }
 PARAMS: dict[str, Count] = {
     "conv": _conv_params,
@@ -114,4 +172,15 @@ PARAMS: dict[str, Count] = {
     "maxpool": _nothing,
     "pool": _nothing,
     "linear": _linear_params,
+    "relu_conv": _conv_params,
+    "factorized_reduce": _reduce_params,
+    "sep_conv": _sep_conv_params,
+    "dil_conv": _dil_conv_params,
+    "row_column_conv": _row_column_params,
+    "avgpool": _nothing,
+    "basic": _basic_params,
+    "norm": _norm_params,
+    "sum": _nothing,
+    "concat": _nothing,
+    "zeros": _nothing,
 }

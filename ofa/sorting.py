@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ofa.blocks import Bottleneck, ConvBN, MBConv, SqueezeExcite
+from ofa.blocks import Bottleneck, MBConv, SqueezeExcite
 from ofa.elastic import ElasticBlock
+from ofa.layers import ConvBN
 from ofa.supernet import Supernet
 
 
@@ -27,12 +28,12 @@ def sort_channels(net: Supernet, num_trained: int = 0) -> None:
             among themselves: sorting goes on inside the groups that the widths delimit.
     """
     for slot in net.space.slots:
+        if not slot.stage:
+            continue
         layer = net.layers[slot.name]
         assert isinstance(layer, ElasticBlock)
         block = layer.largest
         specs = net.space.slot_blocks(slot)
-        if not slot.stage:
-            continue
         outer = max((spec.in_channels, spec.out_channels) for spec in specs)
         widths = {spec.hidden_channels for spec in specs if (spec.in_channels, spec.out_channels) == outer}
         groups = sorted(widths, reverse=True)[: num_trained + 1]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import Blocks, BlockSpec
 from ofa.errors import OfaError
 from ofa.json_text import SEAL
 
@@ -65,6 +65,9 @@ class Slot:
     depends_on: tuple[str, ...]
     choose: Callable[..., BlockSpec | None]  # values of `depends_on` -> block, or None for no block
     stage: int = 0  # 1, 2, ... for the blocks of elastic stages, 0 for stem and head
+    reads: Callable[..., tuple[str, ...]] | None = None  # values of `depends_on` -> blocks that it reads; None: the one before
+    is_path: bool = False  # one of several that are joined, which drop path may leave out for some images
+    waiting: int = 0  # activations of one image that other blocks have yet to read while this one runs, at most
 
 
 class SearchSpace(ABC):
@@ -94,8 +97,20 @@ class SearchSpace(ABC):
     def blocks(self, arch: ArchConfig) -> dict[str, BlockSpec]:
         """Return name -> block of an architecture, in execution order."""
         self.check(arch)
-        chosen = ((slot.name, slot.choose(*(arch.values[self.column[d]] for d in slot.depends_on))) for slot in self.slots)
-        return {name: spec for name, spec in chosen if spec is not None}
+        blocks: dict[str, BlockSpec] = {}
+        reads: dict[str, tuple[str, ...]] = {}
+        for slot in self.slots:
+            values = [arch.values[self.column[d]] for d in slot.depends_on]
+            spec = slot.choose(*values)
+            if spec is not None:
+                blocks[slot.name] = spec
+                if slot.reads is not None:
+                    reads[slot.name] = slot.reads(*values)
+        return Blocks(blocks, reads) if reads else blocks
+
+    def weight_group(self, spec: BlockSpec) -> str:
+        """Name the blocks of one slot that share weights with this one: all of its kind, unless a space says otherwise."""
+        return spec.kind
 
     def resolution(self, arch: ArchConfig) -> int:
         """Height and width of the input image, pixels."""
@@ -299,6 +314,14 @@ class SearchSpace(ABC):
         # a space is a dataclass, which the type does not say
         return dataclasses.replace(self, num_classes=num_classes)  # type: ignore[type-var]
 
+    def with_numbers(self, **numbers: int | str) -> SearchSpace:
+        """Return the same choices in a network of another size, such as more cells; most spaces come in one.
+
+        Raises:
+            OfaError: for a number that the space does not have.
+        """
+        raise OfaError(f"{self.name} comes in one size, it has no {', '.join(numbers)}")
+
     def restrict(self, arch: ArchConfig) -> SearchSpace:
         """Return the space that holds this one architecture: what "trained alone" means, through the same code."""
         return RestrictedSpace(self, arch)
@@ -347,6 +370,7 @@ class RestrictedSpace(SearchSpace):
         self._whole, self._arch = space, space.check(arch)
         self.name, self.num_classes = space.name, space.num_classes
         self.bn_eps, self.kernel_transforms = space.bn_eps, space.kernel_transforms
+        self.weight_group = space.weight_group  # type: ignore[method-assign]
         used = space.blocks(arch)
         self._slots = tuple(slot for slot in space.slots if slot.name in used)
         self._dimensions = tuple(Dimension(d.name, (v,)) for d, v in zip(space.dimensions, arch.values, strict=True))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofa.blocks import build_chain, init_weights
+from ofa.blocks import build_network, init_weights
 from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace
 from search.accuracy import GROUP, ONE_AT_A_TIME, JournalledAccuracy, OnResult
@@ -106,7 +106,7 @@ class _Scorer:
     def _build(self, arch: ArchConfig) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            net = build_chain(self.space.blocks(arch), bn_eps=self.space.bn_eps)
+            net = build_network(self.space.blocks(arch), bn_eps=self.space.bn_eps)
             init_weights(net)
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):

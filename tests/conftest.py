@@ -80,7 +80,7 @@ def digits_network():
 
     from deploy.fold import fold
     from ofa.block_spec import BlockSpec
-    from ofa.blocks import build_chain
+    from ofa.blocks import build_network
     from ofa.training.data import Preprocessing, load_images, split_validation
 
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def digits_network():
     }
     train, validation = split_validation(load_images("digits", "train"), fraction=0.3, seed=0)
     preprocess = Preprocessing.of(train, flip=False)
-    net, images = build_chain(blocks).train(), preprocess(train.images, 8)
+    net, images = build_network(blocks).train(), preprocess(train.images, 8)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(15):
         for chosen in torch.randperm(len(train)).split(128):

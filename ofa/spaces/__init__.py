@@ -22,9 +22,13 @@ def list_spaces() -> list[str]:
 def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
     """Load a space by name, e.g. "mbv3_small_image", or by a dotted module name such as "my_lab.wide".
 
+    Numbers of a space that comes in several sizes follow its name: "darts:cells=8,channels=16".
+
     Raises:
+        OfaError: for numbers that the space does not have.
         UnknownSpaceError: listing the names that exist, or if a module's SPACE goes by another name than the module.
     """
+    name, colon, numbers = name.partition(":")
     unknown = UnknownSpaceError(
         f"unknown space {name!r}; known: {', '.join(list_spaces())} (or the dotted name of a module with a SPACE)"
     )
@@ -41,4 +45,13 @@ def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
         raise UnknownSpaceError(f"space {name!r}: its module has no SPACE that is a SearchSpace")
     if space.name != name:  # runs remember a space by its name and must find it again
         raise UnknownSpaceError(f"module {name}: its SPACE is named {space.name!r}, expected {name!r}")
+    if colon:
+        space = space.with_numbers(**_parse_numbers(name, numbers))
     return space if num_classes is None else space.with_num_classes(num_classes)
+
+
+def _parse_numbers(name: str, text: str) -> dict[str, int | str]:
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(key.isidentifier() and value for key, _, value in parts):
+        raise UnknownSpaceError(f"space {name}:{text}: expected numbers such as {name}:cells=8,channels=16")
+    return {key: int(value) if value.isdecimal() and len(value) < 6 else value for key, _, value in parts}

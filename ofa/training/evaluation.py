@@ -7,14 +7,14 @@ The numbers are those of `calibrate` and `top1` one subnet after the other, to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import IMAGES, BlockSpec, wiring
 from ofa.space import ArchConfig
 from ofa.supernet import Supernet
 from ofa.training.calibration import Recorder, recording
@@ -26,9 +26,15 @@ class _Node:
     """A block after a certain sequence of blocks, and what follows it."""
 
     block: nn.Module
-    children: dict[tuple[str, BlockSpec], _Node] = field(default_factory=dict)
+    name: str
+    reads: tuple[str, ...]
+    children: _Children = field(default_factory=dict)
+    needed: set[str] = field(default_factory=set)  # outputs up to here that blocks after this one read
     ends: list[int] = field(default_factory=list)  # architectures whose last block this is
     recorder: Recorder | None = None
+
+
+_Children = dict[tuple[str, BlockSpec, tuple[str, ...]], _Node]
 
 
 @torch.no_grad()
@@ -56,43 +62,50 @@ def evaluate(
             for node in nodes:
                 node.recorder = stack.enter_context(recording(node.block))
             for batch in calibration_batches(train, preprocess, resolution, num_images=num_calibration):
-                for _ in _run(tree, batch.to(device)):
+                for _ in _run(tree, {IMAGES: batch.to(device)}):
                     pass
         for node in nodes:
             node.recorder = None
         for images, labels in in_batches(data, batch_size):
-            for end, logits in _run(tree, preprocess(images.to(device), resolution)):
+            for end, logits in _run(tree, {IMAGES: preprocess(images.to(device), resolution)}):
                 right[end] += int((logits.argmax(1).cpu() == labels).sum())
     return [count / len(data) for count in right.tolist()]
 
 
-def _trees(net: Supernet, archs: Sequence[ArchConfig]) -> dict[int, dict[tuple[str, BlockSpec], _Node]]:
+def _trees(net: Supernet, archs: Sequence[ArchConfig]) -> dict[int, _Children]:
     """Return resolution -> the first blocks of its architectures."""
-    trees: dict[int, dict[tuple[str, BlockSpec], _Node]] = {}
+    trees: dict[int, _Children] = {}
     for index, arch in enumerate(archs):
         children = trees.setdefault(net.space.resolution(arch), {})
-        for step in net.space.blocks(arch).items():
+        blocks = net.space.blocks(arch)
+        path = []
+        for name, reads in wiring(blocks).items():
+            step = (name, blocks[name], reads)
             if step not in children:
-                block: nn.Module = net.extract_block(*step)
-                children[step] = _Node(block.to(memory_format=torch.channels_last))
-            node = children[step]
-            children = node.children
-        node.ends.append(index)
+                block: nn.Module = net.extract_block(name, blocks[name])
+                children[step] = _Node(block.to(memory_format=torch.channels_last), name, reads)
+            path.append(children[step])
+            children = path[-1].children
+        path[-1].ends.append(index)
+        needed: set[str] = set()
+        for node in reversed(path):
+            node.needed |= needed
+            needed = (needed - {node.name}) | set(node.reads)
     return trees
 
 
-def _all_nodes(children: dict[tuple[str, BlockSpec], _Node]) -> Iterator[_Node]:
+def _all_nodes(children: _Children) -> Iterator[_Node]:
     for node in children.values():
         yield node
         yield from _all_nodes(node.children)
 
 
-def _run(children: dict[tuple[str, BlockSpec], _Node], x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Run a batch through all branches and yield (architecture, its logits)."""
+def _run(children: _Children, states: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Run a batch through all branches and yield (architecture, its logits); `states`: name -> what blocks may read."""
     for node in children.values():
-        out = node.block(x)
+        out = node.block(*(states[name] for name in node.reads))
         if node.recorder:
-            node.recorder.take(len(x))
+            node.recorder.take(len(out))
         for end in node.ends:
             yield end, out
-        yield from _run(node.children, out)
+        yield from _run(node.children, {name: x for name, x in {**states, node.name: out}.items() if name in node.needed})

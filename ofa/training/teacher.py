@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ofa.artefacts import sha256_of
-from ofa.blocks import ConvBN
 from ofa.errors import OfaError
+from ofa.layers import ConvBN
 from ofa.run_dir import Run, max_resolution
 from ofa.training.calibration import calibrate
 from ofa.training.data import Images, Preprocessing, calibration_batches

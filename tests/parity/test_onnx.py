@@ -19,9 +19,10 @@ from deploy.fold import fold
 from deploy.parity import parity_error
 from deploy.runtimes import open_session
 from ofa.block_spec import BlockSpec
-from ofa.blocks import ACTIVATIONS, build_chain
+from ofa.blocks import build_network
 from ofa.counts import block_macs, block_params
 from ofa.errors import OfaError
+from ofa.layers import ACTIVATIONS
 from ofa.spaces import get_space, list_spaces
 from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate
@@ -76,7 +77,7 @@ def variants(resolution):
 def test_every_variant_of_a_block_equals_pytorch_and_its_counts(resolution):
     for spec in variants(resolution):
         images = torch.randn(2, 8, resolution, resolution)
-        net, weights = with_random_statistics(build_chain({"block": spec}))
+        net, weights = with_random_statistics(build_network({"block": spec}))
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             expected = net(images)
         session = open_session(emit({"block": spec}, weights), CPU)
@@ -149,7 +150,7 @@ FLOAT_IN_INT8 = {"HardSigmoid", "HardSwish", "Mul"}  # of which ONNX Runtime has
 def test_int8_blocks_of_constants_become_the_same_integer_operators_as_dense_ones(tmp_path):
     heads = [BlockSpec("pool", 8, 8, 7), BlockSpec("linear", 8, 5, 1, bias=True), BlockSpec("linear", 8, 12, 1, act="h_swish")]
     for spec in [*variants(7), *heads]:
-        _, weights = with_random_statistics(build_chain({"block": spec}))
+        _, weights = with_random_statistics(build_network({"block": spec}))
         images = np.random.default_rng(0).standard_normal((4, *input_shape(spec)), dtype=np.float32)
         known = scales(emit({"block": spec}, weights), images)
         dense = emit({"block": spec}, weights, precision="int8", scales=known)

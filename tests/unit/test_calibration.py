@@ -12,7 +12,7 @@ from deploy.emit import emit
 from deploy.fold import fold
 from deploy.runtimes import open_session
 from ofa.block_spec import BlockSpec
-from ofa.blocks import build_chain
+from ofa.blocks import build_network
 from ofa.errors import OfaError
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ NET = {
     "pool": BlockSpec("pool", 8, 8, 8),
     "head": BlockSpec("linear", 8, 4, 1, bias=True),
 }
-WEIGHTS = fold(build_chain(NET).eval())
+WEIGHTS = fold(build_network(NET).eval())
 
 
 def images(n=20, seed=0):

@@ -18,7 +18,7 @@ from deploy.fold import fold
 from deploy.footprint import PEAKS, block_file_bytes, block_peak, frame_file_bytes
 from latency.cost import CHUNK, CountCost, MemoryCost, SizeCost, additive
 from ofa.block_spec import BlockSpec
-from ofa.blocks import KINDS, build_chain
+from ofa.blocks import KINDS, build_network
 from ofa.counts import block_macs, block_params
 from ofa.spaces import get_space, list_spaces
 
@@ -206,7 +206,7 @@ def test_size_is_that_of_the_emitted_file(space):
     predicted = SizeCost(space).predict(population)
     for arch, expected in zip(space.decode(population), predicted, strict=True):
         if expected < 100e6:
-            weights = fold(build_chain(space.blocks(arch), bn_eps=space.bn_eps).eval())
+            weights = fold(build_network(space.blocks(arch), bn_eps=space.bn_eps).eval())
             # only names of blocks and classes are guessed: some hundred bytes
             assert len(emit(space.blocks(arch), weights, metadata=exported_like(space, arch))) == pytest.approx(
                 expected, rel=0.01
@@ -220,7 +220,7 @@ def test_size_of_int8_is_that_of_the_emitted_file(name):
     graph = onnx.load_from_string(emit(blocks, precision="int8")).graph
     scales = {node.input[0]: (1 / 64, 128) for node in graph.node if node.op_type == "QuantizeLinear"}
     scales |= {node.output[0]: (1 / 64, 128) for node in graph.node}
-    weights = fold(build_chain(blocks, bn_eps=space.bn_eps).eval())
+    weights = fold(build_network(blocks, bn_eps=space.bn_eps).eval())
     content = emit(blocks, weights, precision="int8", scales=scales, metadata=exported_like(space, space.largest))
     assert len(content) == pytest.approx(SizeCost(space, "int8")(space.largest), rel=0.01)
 

@@ -32,7 +32,7 @@ from deploy.verify import verify_model
 from deploy.verify_latency import Anchor, TimedFile, open_anchor, time_file
 from ofa.artefacts import ArtefactError
 from ofa.block_spec import BlockSpec
-from ofa.blocks import build_chain
+from ofa.blocks import build_network
 from ofa.errors import OfaError
 from ofa.spaces import get_space
 from ofa.training.data import Preprocessing
@@ -183,7 +183,7 @@ def source_of(net, resolution=16):
 def tiny():
     torch.manual_seed(0)
     blocks = SPACE.blocks(SPACE.smallest)
-    return blocks, build_chain(blocks, bn_eps=SPACE.bn_eps).eval()
+    return blocks, build_network(blocks, bn_eps=SPACE.bn_eps).eval()
 
 
 def test_a_file_of_other_weights_is_not_packed(tmp_path):

@@ -13,7 +13,7 @@ from deploy.fold import fold
 from deploy.limits import PRECISIONS, UNITS, LimitError, format_value, parse_limit
 from latency.cost import MemoryCost, SizeCost
 from latency.table import LatencyTable
-from ofa.blocks import build_chain
+from ofa.blocks import build_network
 from ofa.errors import OfaError
 from ofa.spaces import get_space
 from search.constraints import Constraints, InfeasibleError
@@ -137,7 +137,7 @@ def test_energy_is_refused_while_tables_hold_none(run):
 
 def test_verify_takes_the_size_of_the_file_itself_and_computes_the_rest():
     arch = SPACE.smallest
-    content = emit(SPACE.blocks(arch), fold(build_chain(SPACE.blocks(arch)).eval()))
+    content = emit(SPACE.blocks(arch), fold(build_network(SPACE.blocks(arch)).eval()))
 
     def found(limit, stored="fp32"):
         return footprint(parse_limit(limit), content, stored, SPACE.blocks(arch))

@@ -17,7 +17,7 @@ from deploy.runtimes import ModelError, list_runtimes, open_session, runtime_ver
 from deploy.runtimes.onnxruntime import session_options
 from deploy.timing import clock_of, visit
 from ofa.block_spec import BlockSpec
-from ofa.blocks import build_chain, init_weights
+from ofa.blocks import build_network, init_weights
 from ofa.spaces import get_space
 
 SPACES = {
@@ -46,7 +46,7 @@ def network(space, seed=0):
     """Blocks and folded weights of a random subnet with random BatchNorm statistics."""
     torch.manual_seed(seed)
     (arch,) = space.decode(space.sample(np.random.default_rng(seed), 1))
-    net = build_chain(space.blocks(arch), bn_eps=space.bn_eps)
+    net = build_network(space.blocks(arch), bn_eps=space.bn_eps)
     init_weights(net)
     with torch.no_grad():
         for name, tensor in net.state_dict().items():

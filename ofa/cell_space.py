@@ -1,0 +1,354 @@
+"""Cell spaces: networks that repeat a normal cell, and twice in between a reduction cell, both of them searched.
+
+A cell reads the outputs of the two cells before it. Each of its nodes adds two operations on states before it; the nodes' results
+are stacked in channels. Reduction cells stand after a third and two thirds of the network, halve the resolution and double the
+channels. Sources: Liu et al. 2019 (DARTS, arXiv 1806.09055, sections 2.1 and 3.1), Zoph et al. 2018 (NASNet, 1707.07012).
+
+Every edge of a cell is a slot; so a supernet of the space has, as in one-shot search, weights of their own for every operation on
+every edge, and a latency table a time for every operation at every width and resolution.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from ofa.block_spec import BlockSpec
+from ofa.errors import OfaError
+from ofa.genotype import INPUTS, Genotype, GenotypeError, Node
+from ofa.slots import fixed
+from ofa.space import ArchConfig, Dimension, SearchSpace, Slot, Value
+
+STEMS = {"cifar": 4, "imagenet": 32}  # -> what the resolution must be a multiple of: reductions halve it without a rest
+AS_IT_SHIPS: dict[str, int | str] = {"cells": 20, "channels": 36, "resolution": 32, "stem": "cifar"}
+STEM_MULTIPLIER = 3  # width of CIFAR's stem over that of the first cell
+OPERATIONS = {  # name in the field -> kind of block, kernel size; skip_connect is no block, or a factorized reduction
+    "skip_connect": ("factorized_reduce", 1),
+    "max_pool_3x3": ("maxpool", 3),
+    "avg_pool_3x3": ("avgpool", 3),
+    "dil_conv_3x3": ("dil_conv", 3),
+    "dil_conv_5x5": ("dil_conv", 5),
+    "sep_conv_3x3": ("sep_conv", 3),
+    "sep_conv_5x5": ("sep_conv", 5),
+    "sep_conv_7x7": ("sep_conv", 7),
+    "conv_7x1_1x7": ("row_column_conv", 7),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """Where a cell stands: what fixes its blocks besides the choices."""
+
+    name: str
+    kind: str  # normal or reduce
+    channels: int
+    resolution: int  # of what it works on, before its own stride
+    states: tuple[str, str]  # the blocks whose outputs it reads: of the last cell but one, of the last
+    widths: tuple[_Width, _Width]  # their channels
+    halves_first: bool  # whether the first of them still has twice the resolution
+
+    @property
+    def stride(self) -> int:
+        return 2 if self.kind == "reduce" else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """Channels of a cell's output, which the choice of what it hands on may decide."""
+
+    each: int
+    choice: str = ""  # dimension that says which states are stacked; "": `number` of them
+    number: int = 1
+
+    def of(self, *chosen: Value) -> int:
+        return self.each * (len(_numbers(chosen[0])) if chosen else self.number)
+
+
+@dataclass(frozen=True)
+class CellSpace(SearchSpace):
+    """A cell space as numbers. Any two states, or with `repeats` one of them twice, may feed a node."""
+
+    base: str  # name without the numbers that follow it
+    operations: tuple[str, ...]  # of OPERATIONS, cheapest first
+    nodes: int = 4
+    repeats: bool = False  # whether a node may read one state twice
+    chooses_concat: bool = False  # whether it is a choice which states a cell hands on, or always all its nodes
+    cells: int = 20
+    channels: int = 36  # of the first cells; reductions double them
+    resolution_px: int = 32
+    stem: str = "cifar"
+    num_classes: int = 10
+    bn_eps: float = 1e-5
+    kernel_transforms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stem not in STEMS:
+            raise OfaError(f"{self.base}: stem is {self.stem!r}, expected {' or '.join(STEMS)}")
+        if self.cells < 3:
+            raise OfaError(f"{self.base}: cells is {self.cells}, expected at least 3")
+        if self.channels < 2 or self.channels % 2:
+            raise OfaError(f"{self.base}: channels is {self.channels}, expected an even number")
+        multiple = STEMS[self.stem]
+        if self.resolution_px < multiple or self.resolution_px % multiple:
+            raise OfaError(
+                f"{self.base}: resolution is {self.resolution_px}, expected a multiple of {multiple} px ({self.stem} stem)"
+            )
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Base name, and the numbers that differ from the space as it ships: "darts:cells=8,channels=16"."""
+        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if value != AS_IT_SHIPS[key])
+        return f"{self.base}:{changed}" if changed else self.base
+
+    @property
+    def numbers(self) -> dict[str, int | str]:
+        """What `with_numbers` changes."""
+        return {"cells": self.cells, "channels": self.channels, "resolution": self.resolution_px, "stem": self.stem}
+
+    def with_numbers(self, **numbers: int | str) -> CellSpace:
+        """Return the same cells in a network of another size.
+
+        Raises:
+            OfaError: for an unknown name or a number that no network can have.
+        """
+        if unknown := sorted(set(numbers) - set(self.numbers)):
+            raise OfaError(f"{self.base} has no number {unknown[0]!r}; it has: {', '.join(self.numbers)}")
+        for name, value in numbers.items():
+            if type(value) is not type(self.numbers[name]):
+                raise OfaError(f"{self.base}: {name} is {value!r}, expected something like {self.numbers[name]!r}")
+        fields: dict[str, Any] = {**self.numbers, **numbers}
+        return replace(self, resolution_px=fields.pop("resolution"), **fields)
+
+    def weight_group(self, spec: BlockSpec) -> str:
+        """Operations share no weights, kernel sizes neither."""
+        return f"{spec.kind}{spec.kernel_size}"
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        found = [Dimension("resolution", (self.resolution_px,))]
+        for kind in ("normal", "reduce"):
+            for node in range(INPUTS, INPUTS + self.nodes):
+                pairs = itertools.combinations_with_replacement if self.repeats else itertools.combinations
+                found.append(Dimension(f"{kind}.node{node}.inputs", tuple(f"{a} {b}" for a, b in pairs(range(node), 2))))
+                found += [Dimension(f"{kind}.node{node}.op{place}", self.operations) for place in (1, 2)]
+            if self.chooses_concat:
+                states = range(INPUTS, INPUTS + self.nodes)
+                chosen = (c for n in range(1, self.nodes + 1) for c in itertools.combinations(states, n))
+                found.append(Dimension(f"{kind}.concat", tuple(" ".join(map(str, c)) for c in chosen)))
+        return tuple(found)
+
+    # -- genotypes ---------------------------------------------------------------------------------------------------
+
+    def from_genotype(self, genotype: Genotype) -> ArchConfig:
+        """Return the architecture whose cells these are.
+
+        Raises:
+            GenotypeError: if they are not of this space.
+        """
+        values: dict[str, Value] = {"resolution": self.resolution_px}
+        cells = (("normal", genotype.normal, genotype.normal_concat), ("reduce", genotype.reduce, genotype.reduce_concat))
+        for kind, nodes, concat in cells:
+            if len(nodes) != self.nodes:
+                raise GenotypeError(f"genotype: {kind} has {len(nodes)} nodes, expected {self.nodes} ({self.base})")
+            for node, edges in enumerate(nodes, INPUTS):
+                values |= self._choices(f"{kind}.node{node}", edges)
+            if self.chooses_concat:
+                values[f"{kind}.concat"] = " ".join(map(str, sorted(concat)))
+            elif sorted(concat) != list(range(INPUTS, INPUTS + self.nodes)):
+                raise GenotypeError(f"genotype: {kind} hands on {list(concat)}, expected all nodes ({self.base})")
+        return self.from_values(values)
+
+    def _choices(self, node: str, edges: Node) -> dict[str, Value]:
+        unknown = next((operation for operation, _ in edges if operation not in self.operations), None)
+        if unknown is not None:
+            raise GenotypeError(f"genotype: {node}: unknown operation {unknown!r}, expected one of {', '.join(self.operations)}")
+        sources = sorted(source for _, source in edges)
+        if len(edges) != 2 or (sources[0] == sources[1] and not self.repeats):
+            raise GenotypeError(f"genotype: {node} reads the states {sources}, expected two different ones ({self.base})")
+        first, second = sorted(edges, key=lambda edge: edge[1])
+        return {f"{node}.inputs": f"{first[1]} {second[1]}", f"{node}.op1": first[0], f"{node}.op2": second[0]}
+
+    def to_genotype(self, arch: ArchConfig) -> Genotype:
+        """Return an architecture's cells; the two inputs of a node in the order of the states."""
+        values = dict(zip(self.column, self.check(arch).values, strict=True))
+        cells: dict[str, Any] = {}
+        for kind in ("normal", "reduce"):
+            nodes = []
+            for node in range(INPUTS, INPUTS + self.nodes):
+                prefix = f"{kind}.node{node}"
+                sources = _numbers(values[f"{prefix}.inputs"])
+                nodes.append(tuple((str(values[f"{prefix}.op{place}"]), s) for place, s in enumerate(sources, 1)))
+            concat = values.get(f"{kind}.concat", " ".join(map(str, range(INPUTS, INPUTS + self.nodes))))
+            cells |= {kind: tuple(nodes), f"{kind}_concat": _numbers(concat)}
+        return Genotype(**cells)
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        slots, first, second = self._stem()
+        channels, resolution = self.channels, self.resolution_px // (8 if self.stem == "imagenet" else 1)
+        halves_first = self.stem == "imagenet"  # whose first stem has twice the resolution of the second
+        states, before = (first[0], second[0]), (first[1], second[1])
+        for index in range(self.cells):
+            kind = "reduce" if index in (self.cells // 3, 2 * self.cells // 3) else "normal"
+            channels *= 2 if kind == "reduce" else 1
+            cell = _Cell(f"cell{index}", kind, channels, resolution, states, before, halves_first)
+            slots += self._cell(cell)
+            resolution //= cell.stride
+            halves_first = kind == "reduce"
+            choice = f"{kind}.concat" if self.chooses_concat else ""
+            states, before = (states[1], cell.name), (before[1], _Width(channels, choice, self.nodes))
+        slots += [*self._head(before[1], resolution)]
+        return tuple(slots)
+
+    def _stem(self) -> tuple[list[Slot], tuple[str, _Width], tuple[str, _Width]]:
+        """The blocks before the cells, and the two outputs that the first cell reads."""
+        if self.stem == "cifar":
+            width = _Width(STEM_MULTIPLIER * self.channels)
+            return [fixed("stem", "conv", 3, width.each, 1, kernel_size=3)], ("stem", width), ("stem", width)
+        half, width = self.channels // 2, _Width(self.channels)
+        slots = [
+            fixed("stem0", "conv", 3, half, 1, kernel_size=3, stride=2, act="relu"),
+            fixed("stem1", "conv", half, self.channels, 2, kernel_size=3, stride=2),
+            fixed("stem2", "relu_conv", self.channels, self.channels, 4, kernel_size=3, stride=2),
+        ]
+        return slots, ("stem1", width), ("stem2", width)
+
+    def _head(self, width: _Width, resolution: int) -> list[Slot]:
+        choices = (width.choice,) if width.choice else ()
+
+        def pool(*chosen: Value) -> BlockSpec:
+            return _spec("pool", width.of(*chosen), width.of(*chosen), resolution)
+
+        def classifier(*chosen: Value) -> BlockSpec:
+            return BlockSpec("linear", width.of(*chosen), self.num_classes, 1, bias=True)
+
+        return [Slot("pool", choices, pool), Slot("classifier", choices, classifier)]
+
+    def _cell(self, cell: _Cell) -> list[Slot]:
+        slots = [self._input(cell, place) for place in (0, 1)]
+        for node in range(INPUTS, INPUTS + self.nodes):
+            slots += self._node(cell, node)
+        choices = (f"{cell.kind}.concat",) if self.chooses_concat else ()
+        everything = range(INPUTS, INPUTS + self.nodes)
+
+        def concat(*chosen: Value) -> BlockSpec:
+            number = len(_numbers(chosen[0])) if chosen else self.nodes
+            resolution = cell.resolution // cell.stride
+            return _spec("concat", cell.channels, number * cell.channels, resolution, num_inputs=number)
+
+        def reads(*chosen: Value) -> tuple[str, ...]:
+            return tuple(f"{cell.name}_node{state}" for state in (_numbers(chosen[0]) if chosen else everything))
+
+        return [*slots, Slot(cell.name, choices, concat, reads=reads, waiting=self._carried(cell))]
+
+    def _input(self, cell: _Cell, place: int) -> Slot:
+        """What brings one of a cell's two inputs to its width."""
+        width = cell.widths[place]
+        halves = place == 0 and cell.halves_first
+
+        def choose(*chosen: Value) -> BlockSpec:
+            if halves:
+                return _spec("factorized_reduce", width.of(*chosen), cell.channels, 2 * cell.resolution, stride=2)
+            return _spec("relu_conv", width.of(*chosen), cell.channels, cell.resolution)
+
+        waiting = self._carried(cell) + place * cell.channels * cell.resolution**2
+        return Slot(
+            f"{cell.name}_input{place}",
+            (width.choice,) if width.choice else (),
+            choose,
+            reads=lambda *_: (cell.states[place],),
+            waiting=waiting,
+        )
+
+    def _carried(self, cell: _Cell) -> int:
+        """Activations of the cells before that this or the next cell has yet to read, at most."""
+        sides = (cell.resolution * (2 if cell.halves_first else 1), cell.resolution)
+        return sum(
+            width.each * (self.nodes if width.choice else width.number) * side**2
+            for width, side in zip(cell.widths, sides, strict=True)
+        )
+
+    def _node(self, cell: _Cell, node: int) -> list[Slot]:
+        """The edges into a node, and the sum of the two that are there."""
+        choices = tuple(f"{cell.kind}.node{node}.{part}" for part in ("inputs", "op1", "op2"))
+        before, after = cell.channels * cell.resolution**2, cell.channels * (cell.resolution // cell.stride) ** 2
+        waiting = self._carried(cell) + 2 * before + (node - INPUTS) * after
+        slots = []
+        for source in range(node):
+            for again in (False, True)[: 1 + self.repeats]:
+                slots.append(
+                    Slot(
+                        _edge_name(cell.name, node, source, again),
+                        choices,
+                        _choose_edge(cell, source, again),
+                        reads=_reads_state(cell.name, source),
+                        is_path=True,
+                        waiting=waiting + after,
+                    )
+                )
+        after_cell = cell.resolution // cell.stride
+        total = _spec("sum", cell.channels, cell.channels, after_cell, num_inputs=2)
+        slots.append(Slot(f"{cell.name}_node{node}", choices, lambda *_: total, reads=_reads_edges(cell, node), waiting=waiting))
+        return slots
+
+
+def _choose_edge(cell: _Cell, source: int, again: bool) -> Callable[..., BlockSpec | None]:
+    """Which block stands on the edge from a state, if any: an identity is none."""
+    stride = cell.stride if source < INPUTS else 1
+    resolution = cell.resolution if source < INPUTS else cell.resolution // cell.stride
+
+    def choose(inputs: str, op1: str, op2: str) -> BlockSpec | None:
+        operation = _operation(inputs, op1, op2, source, again)
+        if operation is None or (operation == "skip_connect" and stride == 1):
+            return None
+        kind, kernel_size = OPERATIONS[operation]
+        return _spec(kind, cell.channels, cell.channels, resolution, kernel_size=kernel_size, stride=stride)
+
+    return choose
+
+
+def _reads_edges(cell: _Cell, node: int) -> Callable[..., tuple[str, ...]]:
+    def reads(inputs: str, op1: str, op2: str) -> tuple[str, ...]:
+        first, second = _numbers(inputs)
+        found = []
+        for operation, source, again in ((op1, first, False), (op2, second, first == second)):
+            passes = operation == "skip_connect" and (cell.kind == "normal" or source >= INPUTS)
+            found.append(_state_name(cell.name, source) if passes else _edge_name(cell.name, node, source, again))
+        return tuple(found)
+
+    return reads
+
+
+def _operation(inputs: str, op1: str, op2: str, source: int, again: bool) -> str | None:
+    """The operation on a node's edge from a state; `again`: on its second edge from there."""
+    first, second = _numbers(inputs)
+    if first == second:
+        return None if source != first else op2 if again else op1
+    return None if again else {first: op1, second: op2}.get(source)
+
+
+def _reads_state(cell: str, source: int) -> Callable[..., tuple[str, ...]]:
+    return lambda *_: (_state_name(cell, source),)
+
+
+def _state_name(cell: str, state: int) -> str:
+    return f"{cell}_input{state}" if state < INPUTS else f"{cell}_node{state}"
+
+
+def _edge_name(cell: str, node: int, source: int, again: bool) -> str:
+    return f"{cell}_node{node}_from{source}{'_again' if again else ''}"
+
+
+@lru_cache(maxsize=512)
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
+
+
+@lru_cache(maxsize=4096)  # thousands of choices are the same few blocks
+def _spec(kind: str, in_channels: int, out_channels: int, resolution: int, **fields: int) -> BlockSpec:
+    return BlockSpec(kind, in_channels, out_channels, resolution, **fields)  # type: ignore[arg-type]

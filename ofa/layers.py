@@ -1,0 +1,75 @@
+"""Layers that blocks are made of: activations, a convolution with its BatchNorm, what a shortcut maps its input to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ofa.block_spec import BlockSpec
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "h_swish": nn.Hardswish,
+    "swish": nn.SiLU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """Return a new activation module."""
+    kind = ACTIVATIONS[name]
+    return kind() if kind is nn.Identity else kind(inplace=True)
+
+
+class ConvBN(nn.Sequential):
+    """Convolution with "same" padding and no bias, BatchNorm, activation."""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+    act: nn.Module
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        act: str,
+        bn_eps: float,
+        *,
+        depthwise: bool = False,
+    ) -> None:
+        groups = in_channels if depthwise else 1
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=bn_eps), act=activation(act)))
+
+
+class PaddedAvgPool(nn.Module):
+    """Average pooling by a stride with zeros around a side that it does not divide; the zeros count (AttentiveNAS)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.stride, padding=(-x.shape[-1] % self.stride + 1) // 2)
+
+
+def make_shortcut(spec: BlockSpec, bn_eps: float) -> nn.Module | None:
+    """What maps a block's input to what is added to its branch; ofa.block_spec.SHORTCUTS says what each does."""
+    if spec.shortcut == "none":
+        return None
+    if spec.shortcut == "identity":
+        return nn.Identity()
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if spec.stride > 1:
+        resnet_d = spec.shortcut == "pool_conv_bn"
+        layers["pool"] = nn.AvgPool2d(spec.stride, ceil_mode=True) if resnet_d else PaddedAvgPool(spec.stride)
+    if spec.shortcut == "pool_conv":
+        layers["conv"] = nn.Conv2d(spec.in_channels, spec.out_channels, 1, bias=False)
+    if spec.shortcut == "pool_conv_bn":
+        layers["conv"] = ConvBN(spec.in_channels, spec.out_channels, 1, 1, "none", bn_eps)
+    return nn.Sequential(layers)
