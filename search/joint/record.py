@@ -1,0 +1,145 @@
+"""What a search by gradients writes into its run directory, and reads back.
+
+nas/config.json      settings
+nas/metrics.jsonl    a line an epoch: losses, accuracy on the images that alphas learn from
+nas/alphas.jsonl     a line an epoch, and one before the first: probabilities, the cells derived from them, their skips
+nas/step_NNNNNN/     checkpoints
+genotype.txt         the cells as the field writes them      cells.svg, arch.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ofa.artefacts import ArtefactError, read_json, read_jsonl, write_bytes, write_json
+from ofa.errors import OfaError
+from ofa.run_dir import DataSource, Run
+from ofa.space import ArchConfig, SearchSpace
+from ofa.training.checkpoint import list_checkpoints
+from search.cell_drawing import Cell, write_drawing
+
+SCHEMA = "ofa.nas/1"
+FOLDER, METRICS, ALPHAS = "nas", "metrics.jsonl", "alphas.jsonl"
+GENOTYPE, DRAWING = "genotype.txt", "cells.svg"
+
+
+class SearchError(OfaError):
+    """A search by gradients cannot begin or go on."""
+
+
+def open_or_create(out: Path, space: SearchSpace, source: DataSource, settings: Mapping[str, Any], *, resume: bool) -> Run:
+    """Make a run directory, or open the one of a search that is to go on.
+
+    A search that was stopped before its first checkpoint begins anew.
+
+    Args:
+        space: that what is found belongs to.
+        settings: JSON values; `method` names the search.
+    Raises:
+        SearchError: if there is a search already and `resume` is not asked for, or it was begun with other settings.
+    """
+    folder = out / FOLDER
+    if not list_checkpoints(folder):
+        if (out / "run.json").exists() and not folder.exists():
+            raise SearchError(f"{out}: is a run of another command; give another --out")
+        shutil.rmtree(folder, ignore_errors=True)
+        run = Run.create(out, space, source, None)
+        write_json(folder / "config.json", {"schema": SCHEMA, **settings})
+        return run
+    run = Run(out)
+    if not resume:
+        raise SearchError(f"{out}: already holds a search; add --resume auto to go on, or give another --out")
+    if run.space_name != space.name:
+        raise SearchError(f"{out}: is a run of space {run.space_name!r}, not {space.name!r}; give another --out")
+    require_equal(out, "data's ", asdict(run.data), asdict(replace(source, source=run.data.source)))
+    require_equal(out, "", read_json(folder / "config.json", schema=SCHEMA), settings)
+    if source.source != run.data.source:
+        run.move_data(source.source)  # the same images, elsewhere
+    return run
+
+
+def require_equal(out: Path, what: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings.
+
+    Raises:
+        SearchError: naming the first setting that differs.
+    """
+    written = json.loads(json.dumps(now))  # as it would be read back: tuples are lists there
+    found = json.loads(json.dumps(begun))
+    for name, value in written.items():
+        if found.get(name) != value:
+            raise SearchError(
+                f"{out}: {what}{name} is {value!r}, but the search began with {found.get(name)!r}; use that, or another --out"
+            )
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drop the lines of steps that will be run again."""
+    for path in (folder / METRICS, folder / ALPHAS):
+        if path.exists():
+            kept = [record for record in read_jsonl(path) if record.get("step", 0) <= step]
+            write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def write_found(out: Path, text: str, cells: tuple[Cell, ...], space: SearchSpace, arch: ArchConfig) -> None:
+    """Write what a search has found: genotype.txt, cells.svg and arch.json."""
+    write_bytes(out / GENOTYPE, f"{text}\n".encode())
+    write_drawing(out / DRAWING, cells)
+    write_json(out / "arch.json", space.to_json(arch), sealed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Where the alphas stood after an epoch; 0 = before the first."""
+
+    epoch: int
+    probabilities: dict[str, list[list[float]]]  # cell -> edges x operations
+    skips: dict[str, int]  # cell -> skips, derived without a limit to them
+    genotype: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """A search read back."""
+
+    config: dict[str, Any]
+    operations: list[str]
+    edges: dict[str, list[tuple[int, int]]]  # cell -> (to, from) of each row of probabilities
+    decided: list[Decided]
+    metrics: list[dict[str, Any]]
+    genotype: str | None  # None: it has not ended
+
+
+def read_search(run: Path) -> SearchRecord | None:
+    """Read the search of a run directory; None if it has none.
+
+    Raises:
+        ArtefactError: if its files are damaged.
+    """
+    folder = run / FOLDER
+    if not (folder / "config.json").exists():
+        return None
+    config = read_json(folder / "config.json", schema=SCHEMA)
+    found = run / GENOTYPE
+    try:
+        operations = [str(name) for name in config.get("operations", [])]
+        edges = {str(cell): [(int(to), int(source)) for to, source in rows] for cell, rows in config.get("edges", {}).items()}
+        decided = [_decided(line, edges, len(operations)) for line in read_jsonl(folder / ALPHAS)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{folder}: damaged ({type(error).__name__}: {error}); remove {ALPHAS} to go on without it") from None
+    text = found.read_text(errors="replace").strip()[:20_000] if found.exists() else None
+    return SearchRecord(config, operations, edges, decided, list(read_jsonl(folder / METRICS)), text)
+
+
+def _decided(line: Mapping[str, Any], edges: Mapping[str, list[tuple[int, int]]], operations: int) -> Decided:
+    probabilities = {cell: [[float(p) for p in row] for row in line["probabilities"][cell]] for cell in edges}
+    for cell, rows in probabilities.items():
+        if len(rows) != len(edges[cell]) or any(len(row) != operations for row in rows):
+            raise ValueError(f"epoch {line['epoch']!r} has other probabilities than {len(edges[cell])} x {operations}")
+    skips = {str(cell): int(count) for cell, count in line["skips"].items()}
+    return Decided(int(line["epoch"]), probabilities, skips, str(line["genotype"]))
