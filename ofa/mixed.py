@@ -6,6 +6,8 @@ one-hot rows give the discrete network. Edges go node by node and, within a node
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,6 +49,7 @@ class MixedNetwork(nn.Module):
         *,
         skip_drop: float = 0.0,
         generator: torch.Generator | None = None,
+        observe: Callable[[str, Tensor], None] | None = None,
     ) -> Tensor:
         """Return logits, (n, classes).
 
@@ -57,11 +60,14 @@ class MixedNetwork(nn.Module):
             skip_drop: probability that a sample does without an edge's skip connection (training only); the others' are
                 scaled up in turn.
             generator: of the CPU, which draws the samples.
+            observe: is called with every cell's name, "cell0", and output, as a supernet does.
         """
         drop = skip_drop if self.training else 0.0
         before = last = self.stem(images)
-        for cell in self.cells:
+        for i, cell in enumerate(self.cells):
             before, last = last, cell(before, last, reduce if cell.reduce else normal, drop, generator)
+            if observe is not None:
+                observe(f"cell{i}", last)
         return self.classifier(last.mean((2, 3)))
 
 
