@@ -128,6 +128,7 @@ def _layout(cell: Cell) -> _Layout:
         rows.append([y + ROW * (i + 0.5) for i in range(len(node))])
         centres.append(y + ROW * max(1, len(node)) / 2)
         y += ROW * max(1, len(node)) + PAD
+    y = max(y, TOP + ROW * (first + 1) + PAD)  # room for the inputs
     inputs = [TOP + (y - PAD - TOP) * (i + 1) / (first + 1) for i in range(first)]  # over the height
     passing = [state for state in cell.concat if state < first]
     xs = [LEFT + head / 2 if d == 0 else LEFT + head + column * d - RADIUS for d in depth]

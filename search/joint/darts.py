@@ -63,7 +63,7 @@ def search_images(
         source = DataSource.of(data, images, preprocess, validation_fraction=validation_fraction, seed=config.seed)
         halves = split_halves(train, config)
         names = {"operations": list(space.operations), "edges": {cell: list(rows) for cell, rows in space.edges.items()}}
-        settings = {"method": "darts", **asdict(config), **names, "latency": None if term is None else term.fingerprint}
+        settings = {"method": "darts", **asdict(config), **names, "latency_sha256": None if term is None else term.fingerprint}
         whole = space.space.with_num_classes(len(source.classes))
         run = open_or_create(out, whole, source, settings, resume=resume)
         say(

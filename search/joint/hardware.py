@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -29,8 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latency.cost import AdditiveCost
+from latency.table import LatencyTable
+from latency.table_file import read_table_file
 from ofa.errors import OfaError
 from ofa.space import SearchSpace
+from ofa.spaces import get_space
 from search.joint.relaxation import Probabilities, Relaxation
 
 
@@ -54,7 +58,7 @@ class ExpectedCellLatency:
         self._fixed, self._terms = float(model.offset), list[_Term]()
         tables: dict[tuple[int, ...], NDArray[np.float64]] = {}
         for columns, ids in space.slot_tables:
-            chosen = tuple(c for c in columns if space.num_options[c] > 1)  # the resolution has one
+            chosen = tuple(c for c in columns if space.dimensions[c].name != "resolution")  # which has one option
             table = values[ids].reshape(space.num_options[list(chosen)])
             tables[chosen] = tables.get(chosen, 0.0) + table
         for columns, table in tables.items():
@@ -86,6 +90,18 @@ class LatencyTerm:
     def __call__(self, chosen: Probabilities) -> Tensor:
         """Return the term, a scalar with gradients to the probabilities."""
         return self._weight * (self.expected(chosen) / self._target - 1).clamp(min=0)
+
+
+def open_table(path: Path) -> LatencyTable:
+    """Read a latency table of whatever cells, in a network of whatever size and classes, it is of.
+
+    Raises:
+        OfaError: if the file is missing or damaged.
+    """
+    value = read_table_file(path)
+    heads = {entry.block.get("out_channels") for entry in value.entries if entry.block.get("kind") == "linear"}
+    classes = next((found for found in heads if isinstance(found, int) and found > 0), None)
+    return LatencyTable.of_file(value, get_space(value.space, num_classes=classes), path)
 
 
 class _Term(Protocol):

@@ -10,6 +10,7 @@ genotype.txt         the cells as the field writes them      cells.svg, arch.jso
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -91,6 +92,14 @@ def write_found(out: Path, text: str, cells: tuple[Cell, ...], space: SearchSpac
     write_bytes(out / GENOTYPE, f"{text}\n".encode())
     write_drawing(out / DRAWING, cells)
     write_json(out / "arch.json", space.to_json(arch), sealed=True)
+
+
+def train_command(run: Run) -> str:
+    """Return the command that trains what a search of images has found, as in the literature."""
+    argv = ["ofa", "train", "--arch", str(run.path / "arch.json"), "--data", run.data.source, "--out", f"{run.path}-trained"]
+    if run.space_name.startswith("darts"):
+        argv += ["--cells", "20", "--channels", "36", "--drop-path", "0.2", "--auxiliary", "0.4", "--cutout", "16"]
+    return shlex.join(argv)
 
 
 @dataclass(frozen=True, slots=True)
