@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,21 @@ from ofa.errors import OfaError
 from ofa.formats.nasbench201 import EDGES, OPERATIONS, format_nasbench201, parse_nasbench201
 from ofa.genotype import GenotypeError
 from ofa.mixed_nasbench201 import LEAVING, MixedNasBench201
+from ofa.spaces import get_space
+from ofa.supernet import Supernet
 
 BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+RENAMED = {"stem": "stem.{}", "reduce1": "layers.2.{}", "reduce2": "layers.5.{}"}  # blocks of the space with two cells a stage
+MODULES = {
+    "conv.weight": "0.weight",
+    "bn.weight": "1.weight",
+    "bn.bias": "1.bias",
+    **{f"conv1.{name}.{kind}": f"body.{i}.{kind}" for i, name in ((1, "conv"), (2, "bn")) for kind in ("weight", "bias")},
+    **{f"conv2.{name}.{kind}": f"body.{i}.{kind}" for i, name in ((4, "conv"), (5, "bn")) for kind in ("weight", "bias")},
+    "shortcut.conv.weight": "shortcut.1.weight",
+    "linear.weight": "classifier.weight",
+    "linear.bias": "classifier.bias",
+}
 PLAIN = Path(__file__).parents[2] / "benchmarks" / "nasbench201_straightforward.py"
 
 
@@ -90,6 +104,29 @@ def discrete(plain, images, operations):
         node2 = chosen[1](x) + chosen[2](node1)
         x = chosen[3](x) + chosen[4](node1) + chosen[5](node2)
     return plain.classifier(torch.relu(plain.norm(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("operations", [parse_nasbench201(BEST), ("none",) * 6, *random_cells(4)])
+def test_one_hot_probabilities_are_the_network_that_the_space_builds(pair, operations):
+    net, _, images = pair
+    space = get_space("nasbench201:cells=2,channels=4,resolution=16", num_classes=7)
+    choices = {f"node{to}.from{source}": name for (to, source), name in zip(EDGES, operations, strict=True)}
+    built = Supernet(space).extract(space.from_values({"resolution": 16, **choices})).double().train()
+    state = dict(net.named_parameters())
+    for key, parameter in built.named_parameters():
+        block, _, layer = key.partition(".")
+        if found := re.fullmatch(r"stage(\d)_cell(\d)_node(\d)_from(\d)", block):
+            stage, cell, to, source = map(int, found.groups())
+            prefix, edge = f"layers.{3 * (stage - 1) + cell}", LEAVING[source].index(EDGES.index((to, source)))
+            if layer == "conv.weight":
+                kind = "full" if parameter.shape[2] == 3 else "pointwise"
+                value = state[f"{prefix}.{kind}.{source}"].chunk(len(LEAVING[source]))[edge]
+            else:  # the search network has no learned BatchNorm on edges
+                value = torch.full_like(parameter, float(layer == "bn.weight"))
+        else:
+            value = state[key.replace(".bn.", ".") if block == "norm" else RENAMED.get(block, "{}").format(MODULES[layer])]
+        parameter.data.copy_(value)
+    torch.testing.assert_close(net(images, one_hot(operations)), built(images), rtol=1e-9, atol=1e-11)
 
 
 def test_exact_second_derivative_agrees_with_a_finite_difference(pair):
