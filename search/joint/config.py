@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from ofa.errors import OfaError
 from search.joint.guards import Guards
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ORDERS = ("1", "2", "exact")
 RANGES: dict[str, tuple[float, float]] = {  # least and largest legal value
@@ -61,16 +66,7 @@ class DartsConfig:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise OfaError(f"unknown order {self.order!r}; known: {', '.join(ORDERS)}")
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name not in RANGES or value is None:
-                continue
-            least, largest = RANGES[setting.name]
-            whole = str(setting.type).startswith("int")
-            number = type(value) is int or (type(value) is float and not whole)
-            if not number or not math.isfinite(value) or not least <= value <= largest:
-                limit = f"of at least {least:g}" if largest == math.inf else f"from {least:g} to {largest:g}"
-                raise OfaError(f"{setting.name} is {value!r}, expected a {'whole ' if whole else ''}number {limit}")
+        check_numbers(self, RANGES)
         if self.guards.warmup_epochs >= self.epochs:
             raise OfaError(
                 f"warmup_epochs is {self.guards.warmup_epochs}, but the search has {self.epochs} epochs; alphas would never learn"
@@ -79,3 +75,21 @@ class DartsConfig:
     def learning_rate(self, epoch: int) -> float:
         """Return the rate of the weights in an epoch, counted from 0; constant within it, as in the published code."""
         return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+def check_numbers(settings: DataclassInstance, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse settings that are no numbers or out of their range; None, and what has no range, passes.
+
+    Raises:
+        OfaError: naming the first one.
+    """
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        if setting.name not in ranges or value is None:
+            continue
+        least, largest = ranges[setting.name]
+        whole = str(setting.type).startswith("int")
+        number = type(value) is int or (type(value) is float and not whole)
+        if not number or not math.isfinite(value) or not least <= value <= largest:
+            limit = f"of at least {least:g}" if largest == math.inf else f"from {least:g} to {largest:g}"
+            raise OfaError(f"{setting.name} is {value!r}, expected a {'whole ' if whole else ''}number {limit}")
