@@ -104,6 +104,11 @@ class CellSpace(SearchSpace):
         return f"{self.base}:{changed}" if changed else self.base
 
     @property
+    def auxiliary_block(self) -> str:  # type: ignore[override]
+        """The second reduction cell."""
+        return f"cell{2 * self.cells // 3}"
+
+    @property
     def numbers(self) -> dict[str, int | str]:
         """What `with_numbers` changes."""
         return {"cells": self.cells, "channels": self.channels, "resolution": self.resolution_px, "stem": self.stem}

@@ -6,12 +6,15 @@ import os
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ofa.cli_support import command, print_json
 from ofa.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from ofa.space import ArchConfig
 
 DEFAULTS = TrainConfig()
 
@@ -25,7 +28,6 @@ class Resume(str, Enum):
 
 @command
 def train(
-    space: Annotated[str, typer.Option(help="Search space; `ofa spaces` lists them.")],
     data: Annotated[
         str,
         typer.Option(
@@ -33,6 +35,9 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/x.")],
+    space: Annotated[
+        str | None, typer.Option(help="Search space; `ofa spaces` lists them. Not needed where --arch tells it.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="sandwich, progressive (OFA), single_path (SPOS) or attentive (AttentiveNAS).")] = (
         DEFAULTS.recipe
     ),
@@ -42,9 +47,14 @@ def train(
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = DEFAULTS.seed,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
     arch: Annotated[
-        Path | None,
-        typer.Option(help="arch.json, or a search's best/, of one network to train alone."),
+        str | None,
+        typer.Option(
+            help="One network to train alone: arch.json, a folder with one, a genotype in a .txt file, or a published cell "
+            "(darts_v2, nasnet_a, ...)."
+        ),
     ] = None,
+    cells: Annotated[int | None, typer.Option(help="Networks of cells: how many.", min=1)] = None,
+    channels: Annotated[int | None, typer.Option(help="Networks of cells: channels of the first.", min=1)] = None,
     init: Annotated[Path | None, typer.Option(help="Run whose weights to start from, of the same space.")] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Run directory or ONNX file to learn from, instead of the largest network.")
@@ -84,6 +94,15 @@ def train(
     drop_connect: Annotated[
         float, typer.Option(help="Drop whole residual branches of the last two stages (likewise).")
     ] = DEFAULTS.drop_connect,
+    drop_path: Annotated[
+        float, typer.Option(help="Networks of cells: drop operations, with a probability that rises to this.")
+    ] = DEFAULTS.drop_path,
+    auxiliary: Annotated[
+        float, typer.Option(help="Networks of cells, with --arch: weight of an auxiliary classifier's loss (DARTS: 0.4).")
+    ] = DEFAULTS.auxiliary,
+    cutout: Annotated[int, typer.Option(help="Side of a square left out of every image, pixels (DARTS: 16); 0 = off.")] = (
+        DEFAULTS.cutout
+    ),
     distillation: Annotated[
         str,
         typer.Option(help="How subnets learn from a teacher: soft_ce, kl, alpha (AlphaNet) or none."),
@@ -113,20 +132,19 @@ def train(
 
     Example: ofa train --space mbv3_small_image --data cifar10 --out runs/cifar10 --epochs 12
 
+    One network: ofa train --arch darts_v2 --cells 8 --channels 16 --data cifar10 --out runs/v2 --drop-path 0.2 --cutout 16
+
     On several GPUs or machines: torchrun --nproc-per-node 8 --no-python ofa train ...
 
     The first options matter most; docs/training.md explains all and lists the published recipes.
     """
     arguments = dict(locals())
 
-    from ofa.artefacts import read_json
-    from ofa.space import ARCH_SCHEMA
-    from ofa.spaces import get_space
     from ofa.training.loop import train_supernet
 
-    only = None if arch is None else get_space(space).from_json(read_json(_arch_file(arch), schema=ARCH_SCHEMA))
+    name, only = _which_network(arch, space, {"cells": cells, "channels": channels})
     run = train_supernet(
-        space,
+        name,
         data,
         out,
         config=TrainConfig(**{field.name: arguments[field.name] for field in fields(TrainConfig)}),
@@ -258,6 +276,20 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
         choices = ", ".join(row["elastic"])
         print(f"{name:20} {row['networks']:.1e} networks, {row['blocks']} distinct blocks, {pixels} px, elastic {choices}")
     return None
+
+
+def _which_network(arch: str | None, space: str | None, numbers: dict[str, int | None]) -> tuple[str, ArchConfig | None]:
+    """The space to train and, if it is only one network of it, which."""
+    from ofa.architectures import find_arch
+    from ofa.spaces import get_space
+
+    given = {name: value for name, value in numbers.items() if value is not None}
+    if arch is not None:
+        found, only = find_arch(arch, space=space, **given)
+        return found.name, only
+    if space is None:
+        raise typer.BadParameter("give what to train: --space (`ofa spaces` lists them) or --arch")
+    return (get_space(space).with_numbers(**given).name if given else space), None
 
 
 def _arch_file(path: Path) -> Path:

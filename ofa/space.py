@@ -81,6 +81,7 @@ class SearchSpace(ABC):
     num_classes: int
     bn_eps: float = 1e-5
     kernel_transforms: bool = True  # a smaller depthwise kernel is a learned function of the larger one, or else just its centre
+    auxiliary_block: str = ""  # whose output an auxiliary classifier may be trained on; "": none
 
     @property
     @abstractmethod
@@ -370,6 +371,7 @@ class RestrictedSpace(SearchSpace):
         self._whole, self._arch = space, space.check(arch)
         self.name, self.num_classes = space.name, space.num_classes
         self.bn_eps, self.kernel_transforms = space.bn_eps, space.kernel_transforms
+        self.auxiliary_block = space.auxiliary_block
         self.weight_group = space.weight_group  # type: ignore[method-assign]
         used = space.blocks(arch)
         self._slots = tuple(slot for slot in space.slots if slot.name in used)

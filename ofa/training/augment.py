@@ -79,6 +79,21 @@ def _cropped(images: Tensor, crop: NDArray[np.float64], mirror: NDArray[np.bool_
     return enlarged.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def cut_out(images: Tensor, centres: NDArray[np.float64], side: int) -> Tensor:
+    """Leave a square of `side` px out of every normalised image (n, 3, h, w): its pixels become zero, the mean.
+
+    Squares may reach over the border, as published (DeVries and Taylor 2017, arXiv 1708.04552, section 3.2).
+
+    Args:
+        centres: (n, 2) row and column, shares of the side in [0, 1).
+    """
+    pixel = torch.arange(images.shape[-1], device=images.device)
+    first = torch.from_numpy((centres * images.shape[-1]).astype(np.int64)).to(images.device) - side // 2  # (n, 2)
+    inside = (pixel >= first[..., None]) & (pixel < first[..., None] + side)  # (n, 2, pixels)
+    hole = inside[:, 0, :, None] & inside[:, 1, None, :]  # (n, h, w)
+    return images * ~hole[:, None]
+
+
 def blend(
     images: Tensor, others: Tensor, labels: Tensor, other_labels: Tensor, rng: np.random.Generator, *, mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,9 @@ RANGES: dict[str, tuple[float, float]] = {  # least and largest legal value
     "label_smoothing": (0, 0.99),
     "dropout": (0, 0.99),
     "drop_connect": (0, 0.99),
+    "drop_path": (0, 0.99),
+    "auxiliary": (0, math.inf),
+    "cutout": (0, 4096),
     "num_random": (1, 64),
     "num_candidates": (1, 1_000),
     "temperature": (1e-3, 1e3),
@@ -56,6 +59,9 @@ class TrainConfig:
     label_smoothing: float = 0.1  # of what labels teach
     dropout: float = 0.0  # before the classifier; in sandwich and attentive of the largest network only
     drop_connect: float = 0.0  # of residual branches in the last two stages, likewise
+    drop_path: float = 0.0  # of a cell's operations, identities excepted: what the probability rises to over training
+    auxiliary: float = 0.0  # weight of the loss of a second classifier two thirds into a network of cells; 0 = none
+    cutout: int = 0  # side of a square of each image that is left out, px of the network's input; 0 = none
     num_random: int = 2  # random subnets a step, besides the largest and the smallest
     distillation: str = "soft_ce"  # how a subnet learns from its teacher; "none": from the labels, like the largest
     temperature: float = 1.0  # of both sides of the distillation

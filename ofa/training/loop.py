@@ -162,7 +162,8 @@ def _open_or_create(
     if not resume:
         raise TrainingError(f"{out}: already holds a trained run; add --resume auto to go on, or give another --out")
     _require_equal(out, "data's ", asdict(run.data), asdict(replace(source, source=run.data.source)))
-    _require_equal(out, "", read_json(config_path, schema=SCHEMA), settings)
+    # of a setting that is younger than the run, the default is what it began with
+    _require_equal(out, "", {**asdict(TrainConfig()), **read_json(config_path, schema=SCHEMA)}, settings)
     if source.source != run.data.source:
         run.move_data(source.source)  # the same images, elsewhere
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,8 @@ from ofa.progress import progress, say, stop_after_step
 from ofa.run_dir import Run
 from ofa.sorting import sort_channels
 from ofa.supernet import Noise, Supernet
+from ofa.training.augment import cut_out
+from ofa.training.auxiliary import Auxiliary
 from ofa.training.calibration import calibrate
 from ofa.training.checkpoint import (
     KEEP,
@@ -84,6 +87,7 @@ class Trainer:
             step_macs=min(self._mean_macs(phase) for phase in self.phases),
         )
         self.optimizer = make_optimizer(self.net, config)
+        self.auxiliary = Auxiliary(self.space, config, world.device) if config.auxiliary else None
         self.average = MovingAverage(self.net, config.ema_decay) if config.ema_decay else None
         self.precision = _precision(config, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision is torch.float16)
@@ -104,6 +108,8 @@ class Trainer:
                     for name, parameter in self.net.named_parameters():
                         parameter.copy_(training[f"weights|{name}"])
             load_optimizer(self.net, self.optimizer, _under("optimizer", training))
+            if self.auxiliary:
+                self.auxiliary.load(_under("auxiliary", training))
             if state := _under("rule", training):
                 self._phase().rule.load_state(state)
             if self.scaler.is_enabled():
@@ -132,6 +138,8 @@ class Trainer:
         rule = self._phase(self.step - 1).rule.state()
         training = {f"optimizer|{k}": v for k, v in optimizer_tensors(self.net, self.optimizer).items()}
         training |= {f"rule|{k}": v for k, v in rule.items()}
+        if self.auxiliary:
+            training |= {f"auxiliary|{k}": v for k, v in self.auxiliary.tensors().items()}
         if self.average:
             training |= {f"weights|{name}": p.detach().clone() for name, p in self.net.named_parameters()}
         scaler = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
@@ -227,32 +235,39 @@ class Trainer:
         share = len(images) / config.batch_size  # processes may hold different numbers of images
         lessons = phase.rule.lessons(np.random.default_rng((config.seed, self.step, 0x5B)))
         self.net.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_grad()
         asks = any(lesson.teacher_weight for lesson in lessons)
         teacher = self.teacher(images) if asks and self.teacher else None
         losses = []
         for index, lesson in enumerate(lessons):
             inputs = self.preprocess(images, self.space.resolution(lesson.arch))
+            if config.cutout:
+                inputs = cut_out(inputs, self._cutout_centres(), config.cutout)
             noise = self._noise(index) if lesson.regularized else None
+            observe = self.auxiliary.observe if self.auxiliary else None
             if self.precision is torch.float32:
-                logits = self.net(inputs, lesson.arch, noise)
+                logits = self.net(inputs, lesson.arch, noise, observe=observe)
             else:
                 with torch.autocast(world.device.type, self.precision):
-                    logits = self.net(inputs, lesson.arch, noise).float()
+                    logits = self.net(inputs, lesson.arch, noise, observe=observe).float()
             if teacher is None:
                 teacher = logits.detach()  # in place: the first lesson of the step
             loss = self._loss(lesson, logits, labels, teacher)
+            if self.auxiliary:
+                loss = loss + self.auxiliary.loss(labels)
             self.scaler.scale(loss * share).backward()
             losses.append(loss.detach() * share)
         numbers = torch.stack([*losses, torch.full_like(losses[0], float(stop))])
-        *summed, stops = world.add_up(self.net.parameters(), numbers).tolist()
+        *summed, stops = world.add_up(self._parameters(), numbers).tolist()
         phase.rule.observe(lessons, summed)
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self._optimizers():
+            self.scaler.unscale_(optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         if config.clip_norm:
-            nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)
+            nn.utils.clip_grad_norm_(self._parameters(), config.clip_norm)
+        for optimizer in self._optimizers():
+            self.scaler.step(optimizer)
         self.scaler.update()
         if self.average:
             self.average.update(self.net, self.step)
@@ -271,10 +286,28 @@ class Trainer:
     def _noise(self, index: int) -> Noise | None:
         """Dropout of the step's lesson number `index`: other masks on every process."""
         config = self.config
-        if not (config.dropout or config.drop_connect):
+        drop_path = config.drop_path * (self.step // self.epoch_steps) / config.epochs  # rises with the epochs, as published
+        if not (config.dropout or config.drop_connect or drop_path):
             return None
         seed = np.random.SeedSequence((config.seed, self.step, index, self.world.rank, 0xD0)).generate_state(1, np.uint64)
-        return Noise(config.dropout, config.drop_connect, torch.Generator().manual_seed(int(seed[0] >> np.uint64(1))))
+        generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
+        return Noise(config.dropout, config.drop_connect, generator, drop_path)
+
+    def _cutout_centres(self) -> NDArray[np.float64]:
+        """Centres of the squares that this process's part of the batch lacks, (n, 2) shares of the side."""
+        config = self.config
+        drawn = np.random.default_rng((config.seed, self.step, 0xC07)).random((min(config.batch_size, len(self.images)), 2))
+        return np.array_split(drawn, self.world.size)[self.world.rank]
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer, *([self.auxiliary.optimizer] if self.auxiliary else [])]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.net.parameters(), *(self.auxiliary.head.parameters() if self.auxiliary else [])]
+
+    def _zero_grad(self) -> None:
+        for optimizer in self._optimizers():
+            optimizer.zero_grad(set_to_none=True)
 
     def _phase(self, step: int | None = None) -> Phase:
         """The phase of a step; the last one after the last step."""

@@ -1,0 +1,75 @@
+"""Which architecture a word on the command line means: a file, a folder that a search wrote, or a published cell by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, read_bounded, read_json
+from ofa.cell_space import CellSpace
+from ofa.genotype import Genotype, RecurrentGenotype, parse_genotype
+from ofa.genotypes import get_genotype, list_genotypes
+from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
+from ofa.spaces import get_space
+
+CELL_SPACES = ("darts", "nasnet")  # the first that a genotype fits is its space
+
+
+def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> tuple[SearchSpace, ArchConfig]:
+    """Return an architecture and its space.
+
+    Args:
+        text: an arch.json, a folder with one, a text file with a genotype, or the name of a published cell.
+        space: name of its space; None = the one that it says, or, for a genotype, the first of CELL_SPACES that it fits.
+        numbers: of the network around the cells, e.g. cells=20, channels=36; they replace those that the file says.
+    Raises:
+        OfaError: if there is no such architecture, or it does not fit its space.
+    """
+    genotype = find_genotype(text)
+    if isinstance(genotype, RecurrentGenotype):
+        raise InvalidArchError(f"{text}: is a recurrent cell, which reads text, not images; train it with: ofa train-text {text}")
+    if genotype is not None:
+        cells = _cell_space(genotype, space).with_numbers(**numbers)
+        return cells, cells.from_genotype(genotype)
+    path = _arch_file(Path(text))
+    record = read_json(path, schema=ARCH_SCHEMA)
+    whole = get_space(space or str(record.get("space")))
+    if not numbers:
+        return whole, whole.from_json(record)
+    found = whole.with_numbers(**numbers)
+    values = dict(zip(whole.column, whole.from_json(record).values, strict=True))
+    return found, found.from_values({**values, "resolution": found.dimensions[found.column["resolution"]].options[0]})
+
+
+def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
+    """Return the cell of a published name, a file of text, or a recurrent arch.json; None where it is another architecture.
+
+    Raises:
+        OfaError: if there is nothing of this name.
+    """
+    path = Path(text)
+    if str(text) in list_genotypes() and not path.exists():
+        return get_genotype(str(text))
+    if not path.exists():
+        known = ", ".join(list_genotypes())
+        raise ArtefactError(f"{text}: no such file; expected an arch.json, a text file with a genotype, or one of: {known}")
+    if path.suffix == ".txt":
+        return parse_genotype(read_bounded(path, what="a genotype", limit=MAX_JSON_BYTES).decode("utf-8", errors="replace"))
+    record = read_json(_arch_file(path), schema=ARCH_SCHEMA)
+    if record.get("space") == "darts_rnn":
+        from ofa.spaces.darts_rnn import SPACE
+
+        return SPACE.to_genotype(SPACE.from_json(record))
+    return None
+
+
+def _arch_file(path: Path) -> Path:
+    return path / "arch.json" if path.is_dir() else path
+
+
+def _cell_space(genotype: Genotype, space: str | None) -> CellSpace:
+    """The space that is asked for, or the first that has such cells."""
+    is_darts = len(genotype.normal) == len(genotype.reduce) == 4
+    found = get_space(space or CELL_SPACES[0 if is_darts else 1])
+    if not isinstance(found, CellSpace):
+        raise InvalidArchError(f"{space} has no such cells; a genotype belongs to one of: {', '.join(CELL_SPACES)}")
+    return found
