@@ -1,14 +1,8 @@
-"""The steps of a search by gradients: alphas on one half of the images, weights on the other, epoch after epoch.
-
-What a step does is a function of (weights, alphas, both optimisers' state, seed, step): batches, augmentation and dropped skips
-are drawn from the last two, so that a search that was stopped goes on as if it had not been.
-"""
+"""The steps of DARTS: alphas on one half of the images, weights on the other, epoch after epoch."""
 
 from __future__ import annotations
 
-import math
-import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,29 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofa.artefacts import append_jsonl
-from ofa.progress import progress, say, stop_after_step
 from ofa.run_dir import Run
 from ofa.training.augment import augment, draw
-from ofa.training.checkpoint import list_checkpoints, load_latest, load_training, newest_checkpoint, save_checkpoint
 from ofa.training.config import TrainConfig
 from ofa.training.data import Images, Preprocessing, in_batches, steps_per_epoch, training_batch
-from ofa.training.optimizer import load_optimizer, optimizer_tensors
 from search.joint.architect import AlphaGradients, first_order, momentum_buffers, second_order, second_order_exact
 from search.joint.config import DartsConfig
 from search.joint.hardware import LatencyTerm
-from search.joint.record import ALPHAS, FOLDER, METRICS, SearchError, forget_after
 from search.joint.relaxation import Found, Relaxation
+from search.joint.stepping import Losses, Optimizers, SteppedSearch, fresh_alphas
 
-CHECKPOINT_SECONDS = 600.0  # longer epochs are saved in between
 LOOK_IMAGES = 2_000  # of those that alphas learn from, on which accuracy is looked at after each epoch
-INITIAL_DEVIATION = 1e-3  # of the alphas before the first step
 
 Batch = tuple[Tensor, Tensor]  # images and labels
-Losses = tuple[float, float | None]  # of the weights and of the alphas, None while they wait
 
 
-class BilevelSearch:
+class BilevelSearch(SteppedSearch):
     """The network of all operations, the alphas, their optimisers, and where the search stands."""
 
     def __init__(
@@ -52,12 +39,18 @@ class BilevelSearch:
         term: LatencyTerm | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
-        self.run, self.config, self.space, self.term, self.device = run, config, space, term, device
+        self.config, self.space, self.term, self.device = config, space, term, device
         self.weight_half, self.alpha_half, self.preprocess = *halves, preprocess
         net = space.build(run.num_classes)
-        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        super().__init__(
+            run,
+            net.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            fresh_alphas({cell: (len(rows), len(space.operations)) for cell, rows in space.edges.items()}, config.seed, device),
+            epoch_steps=steps_per_epoch(self.weight_half, config.batch_size),
+            epochs=config.epochs,
+            advice=f"start again with a lower --lr (now {config.lr:g})",
+        )
         self.weights = list(self.net.parameters())
-        self.alphas = self._fresh_alphas()
         self.optimizer = torch.optim.SGD(
             self.weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
@@ -65,13 +58,6 @@ class BilevelSearch:
             self.alphas.parameters(), lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_weight_decay
         )
         self.batches = TrainConfig(batch_size=config.batch_size, seed=config.seed)
-        self.epoch_steps = steps_per_epoch(self.weight_half, config.batch_size)
-        self.total_steps = self.epoch_steps * config.epochs
-        self.step, self.stopped = 0, ""
-
-    @property
-    def folder(self) -> Path:
-        return self.run.path / FOLDER
 
     def probabilities(self) -> dict[str, Tensor]:
         """Return cell -> (edges, operations), with gradients to the alphas."""
@@ -82,76 +68,11 @@ class BilevelSearch:
         chosen = {cell: p.detach() for cell, p in self.probabilities().items()}
         return self.space.derive(chosen, self.config.guards.max_skips if limited else None)
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-
-    def load(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        if not list_checkpoints(self.folder):
-            return
-        checkpoint = newest_checkpoint(self.folder)
-        self.step = load_latest(self.folder, self.net)
-        self.stopped = str(checkpoint.state()["stopped"])
-        tensors = load_training(checkpoint)
-        with torch.no_grad():
-            for cell, alphas in self.alphas.items():
-                alphas.copy_(tensors[f"alphas|{cell}"])
-        for prefix, module, optimizer in self._optimizers():
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            load_optimizer(module, optimizer, own)
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        training = {f"alphas|{cell}": alphas for cell, alphas in self.alphas.items()}
-        for prefix, module, optimizer in self._optimizers():
-            training |= {f"{prefix}{name}": value for name, value in optimizer_tensors(module, optimizer).items()}
-        extra = {"epoch": self.step / self.epoch_steps, "stopped": self.stopped}
-        save_checkpoint(self.folder, self.net.state_dict(), self.step, training=training, extra=extra)
-
-    def _optimizers(self) -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
+    def optimizers(self) -> Optimizers:
         return [("sgd|", self.net, self.optimizer), ("adam|", self.alphas, self.alpha_optimizer)]
 
-    # -- the loop ------------------------------------------------------------------------------------------------------
-
-    def run_steps(self) -> None:
-        """Run all steps that are left.
-
-        Raises:
-            SearchError: if a loss or a weight is not finite.
-        """
-        start = saved = self.step
-        if self.stopped or start == self.total_steps:
-            return
-        forget_after(self.folder, start)
-        if start == 0:
-            self._note_alphas()
-        began = saved_at = time.monotonic()
-        losses: list[Losses] = []
-        with progress("searching", self.total_steps, done=start) as advance, stop_after_step() as stop_asked:
-            while self.step < self.total_steps and not self.stopped:
-                found = self.one_step()
-                if not all(loss is None or math.isfinite(loss) for loss in found):
-                    raise SearchError(
-                        f"loss is {found[0]} on images of the weights and {found[1]} on those of the alphas at step {self.step}; "
-                        f"{_kept(saved)}; start again with a lower --lr (now {self.config.lr:g})"
-                    )
-                losses.append(found)
-                self.step += 1
-                stop, epoch_done = stop_asked(), self.step % self.epoch_steps == 0
-                advance(note=f"loss {np.mean([loss for loss, _ in losses[-50:]]):.3f}")
-                if not (epoch_done or stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
-                    continue
-                if not all(bool(tensor.isfinite().all()) for tensor in (*self.weights, *self.alphas.values())):
-                    raise SearchError(
-                        f"weights are not finite after step {self.step - 1}; {_kept(saved)}; "
-                        f"start again with a lower --lr (now {self.config.lr:g})"
-                    )
-                if epoch_done:
-                    self._end_epoch(losses, began)
-                    losses.clear()
-                self.save()
-                saved, saved_at = self.step, time.monotonic()
-                if stop and self.step < self.total_steps:
-                    raise KeyboardInterrupt
+    def ends(self, epoch: int, skips: Mapping[str, int]) -> str:
+        return self.config.guards.ends(epoch, skips) or ""
 
     def one_step(self) -> Losses:
         """One step of the alphas, unless they wait, and one of the weights; returns the losses of the latter and the former."""
@@ -220,39 +141,14 @@ class BilevelSearch:
         images, labels = images.to(self.device), labels.to(self.device)
         return self.preprocess(images, self.config.resolution), labels
 
-    def _fresh_alphas(self) -> nn.ParameterDict:
-        generator = torch.Generator().manual_seed(self.config.seed)
-        shape = {cell: (len(rows), len(self.space.operations)) for cell, rows in self.space.edges.items()}
-        return nn.ParameterDict(
-            {cell: (INITIAL_DEVIATION * torch.randn(size, generator=generator)).to(self.device) for cell, size in shape.items()}
-        )
-
-    # -- what is noted -------------------------------------------------------------------------------------------------
-
-    def _end_epoch(self, losses: list[Losses], began: float) -> None:
-        epoch = self.step // self.epoch_steps
-        record: dict[str, Any] = {"step": self.step, "epoch": epoch, "lr": self.config.learning_rate(epoch - 1)}
-        record["loss"] = float(np.mean([loss for loss, _ in losses]))
+    def facts(self, epoch: int, losses: Sequence[Losses]) -> dict[str, Any]:
+        record: dict[str, Any] = {"lr": self.config.learning_rate(epoch), "loss": float(np.mean([loss for loss, _ in losses]))}
         if alpha_losses := [loss for _, loss in losses if loss is not None]:
             record["alpha_loss"] = float(np.mean(alpha_losses))
         record["alpha_top1"] = self._look()
         if self.term is not None:
             record["expected_ms"] = float(self.term.expected({c: p.detach() for c, p in self.probabilities().items()}))
-        append_jsonl(self.folder / METRICS, record | {"seconds": round(time.monotonic() - began, 1)})
-        skips = self._note_alphas()
-        self.stopped = self.config.guards.ends(epoch - 1, skips) or ""
-        facts = ", ".join(f"{name} {value:.4f}" for name, value in record.items() if isinstance(value, float))
-        say(f"epoch {epoch}/{self.config.epochs}: {facts}, skips " + ", ".join(f"{n} ({cell})" for cell, n in skips.items()))
-        if self.stopped:
-            say(f"the search ends here: {self.stopped}")
-
-    def _note_alphas(self) -> dict[str, int]:
-        """Write where the alphas stand; returns the number of skips that they decide for."""
-        skips = self.found(limited=False).skips
-        rows = {cell: [[round(p, 5) for p in row] for row in value.tolist()] for cell, value in self.probabilities().items()}
-        record = {"step": self.step, "epoch": self.step // self.epoch_steps, "skips": skips, "genotype": self.found().text}
-        append_jsonl(self.folder / ALPHAS, record | {"probabilities": rows})
-        return skips
+        return record
 
     @torch.no_grad()
     def _look(self) -> float:
@@ -269,7 +165,3 @@ class BilevelSearch:
             logits = self.space.forward(self.net, images, chosen, skip_drop=0.0, generator=generator)
             right += int((logits.argmax(1) == labels).sum())
         return right / len(some)
-
-
-def _kept(step: int) -> str:
-    return f"the checkpoint of step {step} is kept" if step else "no checkpoint was reached"

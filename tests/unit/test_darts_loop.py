@@ -19,7 +19,7 @@ from ofa.space import ARCH_SCHEMA
 from ofa.spaces import get_space
 from ofa.training.checkpoint import list_checkpoints, load_training, newest_checkpoint
 from ofa.training.data import load_images
-from search.joint import bilevel
+from search.joint import bilevel, stepping
 from search.joint.config import DartsConfig
 from search.joint.darts import search_images, split_halves
 from search.joint.guards import Guards
@@ -61,7 +61,7 @@ def stopped_after(steps):
         yield lambda: next(count) >= steps
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bilevel, "stop_after_step", stop)
+        patch.setattr(stepping, "stop_after_step", stop)
         yield
 
 
