@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ofa.block_spec import BlockSpec
+from deploy.model_record import read_blocks
 
 
 def render_card(record: Mapping[str, Any], proof: Mapping[str, Any] | None = None) -> str:
@@ -35,7 +35,7 @@ def render_card(record: Mapping[str, Any], proof: Mapping[str, Any] | None = Non
         proof=proof,
         name=str(record.get("name", "model")),
         data_name=Path(str(record.get("data") or "unknown")).name,
-        blocks={name: BlockSpec.from_dict(fields) for name, fields in (record.get("blocks") or {}).items()},
+        blocks=read_blocks(record.get("blocks") or {}, Path("model.json")),
     )
 
 

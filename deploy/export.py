@@ -22,7 +22,7 @@ from deploy.parity import REFERENCE_DEVICE
 from deploy.rounding import MAX_DROP, Format, TrainedRun, describe, round_network
 from deploy.runtimes import open_session
 from ofa.artefacts import ArtefactError, format_json, read_json
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import Blocks, BlockSpec
 from ofa.progress import say
 from ofa.run_dir import Run
 from ofa.space import ARCH_SCHEMA, ArchConfig
@@ -187,4 +187,6 @@ def _candidate(path: Path, run: Run, arch: ArchConfig) -> dict[str, Any]:
 
 
 def _fields(blocks: Mapping[str, BlockSpec]) -> dict[str, Any]:
-    return {name: spec.to_dict() for name, spec in blocks.items()}
+    """Blocks as `deploy.model_record.read_blocks` reads them."""
+    reads = blocks.reads if isinstance(blocks, Blocks) else {}
+    return {name: spec.to_dict() | ({"reads": list(reads[name])} if name in reads else {}) for name, spec in blocks.items()}

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from deploy.precision import grid_of
 from ofa.artefacts import ArtefactError
-from ofa.block_spec import SHORTCUTS, BlockSpec
+from ofa.block_spec import SHORTCUTS, Blocks, BlockSpec, wiring
 from ofa.errors import OfaError
 
 MOST = 2**14  # channels, pixels
@@ -71,7 +71,7 @@ class ModelRecord(_Part):
     layers: dict[str, Precision]
     space: str | None
     arch: Annotated[dict[str, int | float | str], Field(min_length=1)] | None
-    blocks: dict[str, dict[str, Any]] | None = None  # name -> fields of its BlockSpec, in execution order
+    blocks: dict[str, dict[str, Any]] | None = None  # name -> fields of its BlockSpec and what it reads, in execution order
     bn_eps: Positive | None = None
     classes: Annotated[list[str], Field(min_length=1)]
     preprocess: Preprocess
@@ -106,17 +106,27 @@ def read_blocks(fields: Mapping[str, Any], path: Path) -> dict[str, BlockSpec]:
     from ofa.blocks import KINDS  # here: reading a record must not import torch
     from ofa.layers import ACTIVATIONS
 
-    blocks = {}
+    blocks: dict[str, BlockSpec] = {}
+    reads: dict[str, tuple[str, ...]] = {}
     for name, value in fields.items():
+        sources = value.get("reads") if isinstance(value, Mapping) else None
+        if sources is not None:
+            value = {key: item for key, item in value.items() if key != "reads"}
+            reads[name] = tuple(map(str, sources)) if isinstance(sources, list) else ()
         try:
             spec = blocks[name] = BlockSpec.from_dict(value)
         except OfaError as error:
             raise ArtefactError(f"{path}: {name!r}: {error}; the file is damaged") from None
         known = spec.kind in KINDS and spec.act in ACTIVATIONS and spec.shortcut in SHORTCUTS
-        sizes = (spec.in_channels, spec.out_channels, spec.resolution, spec.kernel_size, spec.stride)
+        sizes = (spec.in_channels, spec.out_channels, spec.resolution, spec.kernel_size, spec.stride, spec.num_inputs)
         if not known or not all(0 < size <= MOST for size in sizes) or not 0 <= spec.hidden_channels <= MOST:
             raise ArtefactError(f"{path}: {name!r} is no block that can be built ({spec}); the file is damaged")
-    return blocks
+    wired = Blocks(blocks, reads) if reads else blocks
+    try:
+        wiring(wired)
+    except OfaError as error:
+        raise ArtefactError(f"{path}: {error}; the file is damaged") from None
+    return wired
 
 
 def check_record(record: Mapping[str, Any], path: Path) -> None:

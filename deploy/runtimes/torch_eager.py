@@ -168,10 +168,11 @@ def _conv(
     kernel_shape: Ints = (),
     strides: Ints = (1, 1),
     pads: Ints = NO_PADS,
+    dilations: Ints = (1, 1),
     group: int = 1,
 ) -> Tensor:
     x, padding = _padded(x, pads)
-    return F.conv2d(x, weight, bias, strides, padding, groups=group)
+    return F.conv2d(x, weight, bias, strides, padding, dilations, group)
 
 
 def _max_pool(x: Tensor, *, kernel_shape: Ints, strides: Ints = (1, 1), pads: Ints = NO_PADS) -> Tensor:
@@ -240,6 +241,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "AveragePool": _average_pool,
     "Cast": _cast,
     "Clip": _clip,
+    "Concat": lambda *inputs, axis: torch.cat(inputs, axis),
     "ConstantOfShape": _constant_of_shape,
     "Conv": _conv,
     "DequantizeLinear": _dequantize_linear,
@@ -254,6 +256,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "QuantizeLinear": _quantize_linear,
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
+    "Sub": torch.sub,
 }
 
 
