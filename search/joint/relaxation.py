@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ofa.cell_space import CellSpace
 from ofa.errors import OfaError
 from ofa.formats.nasbench201 import EDGES, OPERATIONS, format_nasbench201
-from ofa.genotype import INPUTS
+from ofa.genotype import INPUTS, Genotype
 from ofa.mixed import PRIMITIVES, MixedNetwork
 from ofa.mixed_nasbench201 import MixedNasBench201
 from ofa.space import ArchConfig, SearchSpace
@@ -91,10 +91,14 @@ class DartsCells:
         return net(images, chosen["normal"], chosen["reduce"], skip_drop=skip_drop, generator=generator)
 
     def derive(self, chosen: Probabilities, max_skips: int | None = None) -> Found:
-        genotype = derive(chosen["normal"], chosen["reduce"], max_skips=max_skips)
-        nodes = {"normal": genotype.normal, "reduce": genotype.reduce}
-        skips = {name: sum(operation == SKIP for node in cell for operation, _ in node) for name, cell in nodes.items()}
-        return Found(str(genotype), skips, tuple(cells_of(genotype)), self.space.from_genotype(genotype))
+        return found_cells(derive(chosen["normal"], chosen["reduce"], max_skips=max_skips), self.space)
+
+
+def found_cells(genotype: Genotype, space: CellSpace) -> Found:
+    """Return what a genotype is in its space, for those that read a search."""
+    nodes = {"normal": genotype.normal, "reduce": genotype.reduce}
+    skips = {name: sum(operation == SKIP for node in cell for operation, _ in node) for name, cell in nodes.items()}
+    return Found(str(genotype), skips, tuple(cells_of(genotype)), space.from_genotype(genotype))
 
 
 class NasBench201Cell:

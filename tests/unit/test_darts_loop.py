@@ -21,8 +21,9 @@ from ofa.training.checkpoint import list_checkpoints, load_training, newest_chec
 from ofa.training.data import load_images
 from search.joint import bilevel, stepping
 from search.joint.config import DartsConfig
-from search.joint.darts import search_images, split_halves
+from search.joint.darts import search_images
 from search.joint.guards import Guards
+from search.joint.images import split_halves
 from search.joint.record import read_search
 
 TINY = {"cells": 3, "channels": 4, "resolution": 16, "epochs": 3, "batch_size": 8, "max_images": 60}
