@@ -14,6 +14,7 @@ import deploy.cli
 import latency.cli
 import ofa.cli
 from ofa.cli_support import command, print_json
+from search import nas_cli
 
 if TYPE_CHECKING:
     from search.menu import InfeasibleTarget
@@ -211,6 +212,7 @@ for verb in (
     deploy.cli.doctor,
 ):
     app.command(verb.__name__.rstrip("_"))(verb)  # import_ is `ofa import`
+app.add_typer(nas_cli.app)
 
 
 def main() -> None:

@@ -77,6 +77,12 @@ class DartsCells:
     operations = PRIMITIVES
 
     def __init__(self, *, resolution: int, cells: int = 8, channels: int = 16) -> None:
+        """Make it of the numbers of the search network.
+
+        Raises:
+            OfaError: for less than three cells, two of which are reductions, or an odd number of channels.
+        """
+        darts.SPACE.with_numbers(cells=cells, channels=channels)  # which checks them
         self.space: CellSpace = darts.SPACE.with_numbers(resolution=resolution)
         self.cells, self.channels = cells, channels
         edges = tuple((node + INPUTS, source) for node in range(4) for source in range(node + INPUTS))

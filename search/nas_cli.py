@@ -1,0 +1,184 @@
+"""Command line verbs `ofa nas ...`: searches that train weights and architecture together. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from ofa.cli import Resume
+from ofa.cli_support import command
+
+if TYPE_CHECKING:
+    from ofa.run_dir import Run
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="nas",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Find cells by gradients: weights and architecture learn together, in one network that holds all operations.",
+    epilog="A search ends in a run directory with genotype.txt, cells.svg and arch.json. What it found is a structure without "
+    "weights: train it with `ofa train --arch RUN/arch.json`; then profile, export, verify and report as ever.",
+)
+GUARDS = ("max_skips", "stop_skips", "warmup_epochs", "skip_drop")
+SHARED = ("order", "epochs", "batch_size", "lr", "alpha_lr", "seed")  # settings of every search
+OF_IMAGES = ("space", "cells", "channels", "resolution", "max_images", "target_ms", "latency_weight")
+OF_TEXT = ("tokens", "features", "bptt")
+NOT_SETTINGS = ("data", "table", "flip")  # besides, what a search of text has no use for
+
+
+@app.command("darts")
+@command
+def darts(
+    out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/darts.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/, a folder a class."
+        ),
+    ] = None,
+    rnn: Annotated[bool, typer.Option("--rnn", help="Search a recurrent cell for text instead; needs --text.")] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="A text file, or a folder with train.txt, valid.txt and test.txt; with --rnn.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="With --rnn: words (default) or characters.")] = None,
+    features: Annotated[
+        int | None, typer.Option(help="With --rnn: size of the embedding and of every state; default 300.")
+    ] = None,
+    bptt: Annotated[int | None, typer.Option(help="With --rnn: tokens that a gradient reaches back; default 35.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="darts (default: a normal and a reduction cell) or nasbench201 (one cell, six edges).")
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the alphas' gradients. 1 (default): at the weights as they are, 2 passes a step. 2: after one more step of "
+            "the weights, as published, 5 passes. exact: the derivative that 2 approximates; a different search."
+        ),
+    ] = None,
+    cells: Annotated[
+        int | None, typer.Option(help="Cells of the search network; default 8, of nasbench201 5 in each of three stages.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of its first cell; default 16.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images, or the text; default 50.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step, for weights and for alphas alike; default 64, of text 256.")
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(help="Search on so many training images only, for small machines; default: all.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the weights at first; default 0.025, of text 20.")] = None,
+    alpha_lr: Annotated[float | None, typer.Option(help="Learning rate of the alphas; default 0.0003, of text 0.003.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
+    max_skips: Annotated[int | None, typer.Option(help="Guard: most skips in the derived normal cell (P-DARTS has 2).")] = None,
+    stop_skips: Annotated[
+        int | None, typer.Option(help="Guard: end the search when the normal cell would have so many skips (DARTS+ has 2).")
+    ] = None,
+    warmup_epochs: Annotated[
+        int | None, typer.Option(help="Guard: epochs in which weights learn before alphas do (P-DARTS: 10 of 25).")
+    ] = None,
+    skip_drop: Annotated[
+        float | None, typer.Option(help="Guard: share of images that lose a skip, falling to 0 over the search, e.g. 0.3.")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Latency table of a device, made by `ofa profile` for the network to be derived; with --target-ms."),
+    ] = None,
+    target_ms: Annotated[
+        float | None, typer.Option(help="Latency there that the alphas are pushed below, while it is expected to be higher.")
+    ] = None,
+    latency_weight: Annotated[
+        float | None, typer.Option(help="How hard: the loss that twice the target adds; default 1.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = None,
+) -> Path | None:
+    """Search cells as DARTS does: images, or with --rnn text.
+
+    One network holds all operations on all edges; its weights learn from half of the training images, the probabilities of the
+    operations (alphas) from the other half. Defaults are the published ones, which are meant for a GPU; on a processor begin with
+    --max-images 5000 --epochs 10 --channels 8.
+
+    Example: ofa nas darts --data cifar10 --out runs/darts --max-skips 2
+
+    Fast on a phone: ofa nas darts --data cifar10 --out runs/fast --table runs/x/latency/pi4.json --target-ms 20
+
+    Recurrent: ofa nas darts --rnn --text words.txt --out runs/rnn
+
+    The accuracy during the search is that of the network of all operations. It says little about the cells that are found:
+    train them, and compare searches of several seeds.
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    if rnn:
+        _refuse(given, (*NOT_SETTINGS, *OF_IMAGES, *GUARDS), "--rnn searches a cell for text")
+        _search_text(text, out, _some(given, (*SHARED, *OF_TEXT)), resume=resume is Resume.auto, device=device)
+        return None
+    _refuse(given, ("text", *OF_TEXT), "without --rnn this searches cells for images")
+    from search.joint.config import DartsConfig
+    from search.joint.darts import search_images
+    from search.joint.guards import Guards
+    from search.joint.hardware import open_table
+
+    run = search_images(
+        _needed(data, "a search needs images: --data cifar10, or a directory (or --rnn with --text)"),
+        out,
+        config=DartsConfig(**_some(given, (*SHARED, *OF_IMAGES)), guards=Guards(**_some(given, GUARDS))),
+        resume=resume is Resume.auto,
+        latency=None if table is None else open_table(table),
+        flip=flip,
+        device=device or "auto",
+    )
+    _show(run)
+    return run.path
+
+
+def _search_text(text: Path | None, out: Path, settings: dict[str, Any], *, resume: bool, device: str | None) -> None:
+    from search.joint.darts_rnn import search_recurrent
+    from search.joint.rnn_config import RecurrentSearchConfig
+
+    config = RecurrentSearchConfig(**settings)
+    search_recurrent(_needed(text, "--rnn needs a text: --text FILE"), out, config=config, resume=resume, device=device or "auto")
+
+
+def _show(run: Run) -> None:
+    """Print the cells, what their accuracy is not, and what to do next."""
+    from ofa.progress import say
+    from search.joint.record import DRAWING, GENOTYPE, train_command
+
+    print((run.path / GENOTYPE).read_text().strip())
+    say(f"cells: {run.path / GENOTYPE}, drawn in {run.path / DRAWING}")
+    say(
+        "The accuracy of the search is that of the network of all operations, not of these cells: those must be trained anew. "
+        "Cells of one seed vary: search with several (--seed), train each for some epochs, keep the best."
+    )
+    say(f"next: {train_command(run)}")
+    say(f"      ofa report {shlex.quote(str(run.path))}")
+
+
+def _refuse(given: Mapping[str, Any], names: Iterable[str], why: str) -> None:
+    from ofa.errors import OfaError
+
+    for name in names:
+        if name in given:
+            raise OfaError(f"--{name.replace('_', '-')} {given[name]}: {why}, which has no use for it; leave it out")
+
+
+def _needed(value: T | None, message: str) -> T:
+    from ofa.errors import OfaError
+
+    if value is None:
+        raise OfaError(message)
+    return value
+
+
+def _some(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: given[name] for name in names if name in given}
