@@ -91,18 +91,27 @@ class LanguageModel(nn.Module):
         return self.embedding.new_zeros(batch, self.cell.features)
 
 
-def prediction_loss(output: Output, targets: Tensor, *, slowness: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy in nats a token, plus `slowness` times the mean squared change of the hidden state.
+def prediction_loss(output: Output, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy in nats a token.
 
     Args:
         output: of the network.
         targets: (time, batch), the tokens that follow.
-        slowness: "temporal activation regularisation" of Merity et al. 2017 (arXiv 1708.01009).
     """
-    loss = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
-    if slowness and len(output.states) > 1:
-        loss = loss + slowness * (output.states[1:] - output.states[:-1]).square().mean()
-    return loss
+    return F.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
+
+
+def haste(states: Tensor) -> Tensor:
+    """Return the mean squared change of the hidden state from token to token, 0 for a single one.
+
+    Source: the "temporal activation regularisation" of Merity et al. 2017 (arXiv 1708.01009).
+
+    Args:
+        states: (time, batch, features), before dropout.
+    """
+    if len(states) < 2:
+        return states.new_zeros(())
+    return (states[1:] - states[:-1]).square().mean()
 
 
 def _mask(shape: tuple[int, ...], rate: float, like: Tensor, noise: Noise) -> Tensor:
