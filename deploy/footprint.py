@@ -143,7 +143,7 @@ PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "norm": _layer_peak,
     "sum": _sum_peak,
     "concat": _concat_peak,
-    "zeros": _pool_peak,
+    "zeros": _in,
 }
 RELU_FIRST = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "row_column_conv")  # on an input that others may read too
 

@@ -112,8 +112,11 @@ def wiring(blocks: Mapping[str, BlockSpec]) -> dict[str, tuple[str, ...]]:
 
 
 def last_readers(wires: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
-    """Return for every block what it is the last to read, so that whoever runs a network can let go of it."""
-    last = {source: name for name, sources in wires.items() for source in sources}
+    """Return for every block what it is the last to read, so that whoever runs a network can let go of it.
+
+    What nothing reads, the output of a node of a cell that leads nowhere, is let go of at once.
+    """
+    last = {name: name for name in list(wires)[:-1]} | {source: name for name, sources in wires.items() for source in sources}
     done: dict[str, list[str]] = {name: [] for name in wires}
     for source, name in last.items():
         done[name].append(source)

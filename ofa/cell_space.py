@@ -26,9 +26,9 @@ STEMS = {"cifar": 4, "imagenet": 32}  # -> what the resolution must be a multipl
 AS_IT_SHIPS: dict[str, int | str] = {"cells": 20, "channels": 36, "resolution": 32, "stem": "cifar"}
 STEM_MULTIPLIER = 3  # width of CIFAR's stem over that of the first cell
 OPERATIONS = {  # name in the field -> kind of block, kernel size; skip_connect is no block, or a factorized reduction
-    "skip_connect": ("factorized_reduce", 1),
     "max_pool_3x3": ("maxpool", 3),
     "avg_pool_3x3": ("avgpool", 3),
+    "skip_connect": ("factorized_reduce", 1),
     "dil_conv_3x3": ("dil_conv", 3),
     "dil_conv_5x5": ("dil_conv", 5),
     "sep_conv_3x3": ("sep_conv", 3),

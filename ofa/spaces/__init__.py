@@ -19,6 +19,11 @@ def list_spaces() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def list_image_spaces() -> list[str]:
+    """Return the names of those whose networks classify images; a recurrent cell reads text."""
+    return [name for name in list_spaces() if get_space(name).slots]
+
+
 def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
     """Load a space by name, e.g. "mbv3_small_image", or by a dotted module name such as "my_lab.wide".
 

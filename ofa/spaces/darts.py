@@ -9,9 +9,9 @@ from ofa.cell_space import CellSpace
 SPACE = CellSpace(
     base="darts",
     operations=(
-        "skip_connect",
         "max_pool_3x3",
         "avg_pool_3x3",
+        "skip_connect",  # in a reduction cell a convolution
         "dil_conv_3x3",
         "dil_conv_5x5",
         "sep_conv_3x3",

@@ -112,7 +112,7 @@ def _cell(name: str, before: str, channels: int, resolution: int) -> list[Slot]:
     pixels = channels * resolution**2
     for node in range(1, NODES + 1):
         sources = [source for to, source in EDGES if to == node]
-        waiting = pixels * (node - 1)
+        waiting = pixels * node
         for source in sources:
             slots.append(
                 Slot(

@@ -23,7 +23,7 @@ from ofa.blocks import build_network
 from ofa.counts import block_macs, block_params
 from ofa.errors import OfaError
 from ofa.layers import ACTIVATIONS
-from ofa.spaces import get_space, list_spaces
+from ofa.spaces import get_space, list_image_spaces
 from ofa.supernet import Supernet
 from ofa.training.calibration import calibrate
 
@@ -45,7 +45,7 @@ def settled(space, seed=0):
     return net.eval()
 
 
-@pytest.mark.parametrize("name", list_spaces())
+@pytest.mark.parametrize("name", list_image_spaces())
 def test_onnx_equals_pytorch_for_random_archs(name, random_archs):
     space = get_space(name)
     net = settled(space)
@@ -71,6 +71,17 @@ def variants(resolution):
             out = 8 if shortcut == "pool" else 16
             yield BlockSpec(kind, 8, out, resolution, hidden_channels=24, shortcut=shortcut, **common)
     yield BlockSpec("maxpool", 8, 8, resolution, kernel_size=3, stride=2)
+    for kernel_size, stride in itertools.product((3, 5, 7), (1, 2)):
+        for kind in ("relu_conv", "sep_conv", "dil_conv", "row_column_conv", "avgpool"):
+            yield BlockSpec(kind, 8, 8, resolution, kernel_size=kernel_size, stride=stride)
+    if resolution % 2 == 0:
+        yield BlockSpec("factorized_reduce", 8, 10, resolution, stride=2)
+        yield BlockSpec("basic", 8, 16, resolution, kernel_size=3, stride=2, shortcut="pool_conv")
+    yield BlockSpec("basic", 8, 8, resolution, kernel_size=3, shortcut="identity")
+    yield BlockSpec("norm", 8, 8, resolution, act="relu")
+    yield BlockSpec("sum", 8, 8, resolution, num_inputs=3)
+    yield BlockSpec("concat", 8, 24, resolution, num_inputs=3)
+    yield BlockSpec("zeros", 8, 8, resolution)
 
 
 @pytest.mark.parametrize("resolution", [6, 7, 8])

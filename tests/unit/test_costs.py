@@ -15,17 +15,17 @@ from scipy.stats import spearmanr
 
 from deploy.emit import emit
 from deploy.fold import fold
-from deploy.footprint import PEAKS, block_file_bytes, block_peak, frame_file_bytes
+from deploy.footprint import PEAKS, block_file_bytes, block_peak, frame_file_bytes, network_peak
 from latency.cost import CHUNK, CountCost, MemoryCost, SizeCost, additive
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import Blocks, BlockSpec
 from ofa.blocks import KINDS, build_network
 from ofa.counts import block_macs, block_params
-from ofa.spaces import get_space, list_spaces
+from ofa.spaces import get_space, list_image_spaces
 
-IN_PLACE = {"Relu", "Clip", "HardSwish", "HardSigmoid", "Mul", "Add", "Flatten", "Identity"}
+IN_PLACE = {"Relu", "Clip", "HardSwish", "HardSigmoid", "Mul", "Add", "Sub", "Flatten", "Identity"}
 
 
-@pytest.fixture(scope="module", params=list_spaces())
+@pytest.fixture(scope="module", params=list_image_spaces())
 def space(request):
     return get_space(request.param)
 
@@ -40,8 +40,9 @@ def test_every_cost_equals_brute_force_over_blocks(space):
         CountCost("macs", space): lambda blocks: sum(map(block_macs, blocks)),
         CountCost("params", space): lambda blocks: sum(map(block_params, blocks)),
         SizeCost(space): lambda blocks: frame_file_bytes(space) + sum(map(block_file_bytes, blocks)),
-        MemoryCost(space): lambda blocks: 4 * max(map(block_peak, blocks)),
     }
+    if not any(slot.waiting for slot in space.slots):
+        brute[MemoryCost(space)] = lambda blocks: 4 * max(map(block_peak, blocks))
     for model, price in brute.items():
         np.testing.assert_array_equal(model.predict(population), [price(blocks) for blocks in chains])
         assert model(space.decode(population)[3]) == price(chains[3])
@@ -75,9 +76,16 @@ def test_additive_serves_a_space_of_one_network():
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
-def live_activations(spec):
-    """The peak by walking the emitted operators with the shapes that onnx infers: what each holds until its last reader."""
-    model = onnx.load_from_string(emit({"block": spec}))
+def live_activations(blocks):
+    """The peak by walking the emitted operators with the shapes that onnx infers: what each holds until its last reader.
+
+    Tensors that a block joins are as many as it reads.
+    """
+    only = next(iter(blocks.values()))
+    if len(blocks) == 1 and only.num_inputs > 1:
+        parts = {str(i): BlockSpec("zeros", only.in_channels, only.in_channels, only.resolution) for i in range(only.num_inputs)}
+        blocks = Blocks({**parts, "block": only}, {"block": tuple(parts), **{part: ("images",) for part in parts}})
+    model = onnx.load_from_string(emit(blocks))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     graph = shape_inference.infer_shapes(model, data_prop=True, strict_mode=True).graph
     values = (*graph.value_info, *graph.input, *graph.output)
@@ -90,7 +98,7 @@ def live_activations(spec):
         dying = {name for name in node.input if name in activations and last_reader[name] == i}
         in_place = node.op_type in IN_PLACE and any(size[name] == size[node.output[0]] for name in dying)
         peak = max(peak, sum(size[name] for name in live) + (0 if in_place else size[node.output[0]]))
-        live = (live - dying) | {node.output[0]}
+        live = (live - dying) | ({node.output[0]} & (last_reader.keys() | {"logits"}))
     return peak
 
 
@@ -102,10 +110,21 @@ def block_specs(draw):
     fields = {"kind": kind, "in_channels": draw(wide), "resolution": draw(st.integers(1, 20))}
     if kind == "linear":
         return BlockSpec(**fields | {"resolution": 1}, out_channels=draw(wide), act=act, bias=draw(st.booleans()))
-    if kind in ("pool", "maxpool"):
-        window = {"kernel_size": 3, "stride": 2} if kind == "maxpool" else {}
-        return BlockSpec(**fields, **window, out_channels=fields["in_channels"])
+    if kind in ("pool", "maxpool", "norm", "zeros", "sum", "concat", "avgpool"):
+        window = {"kernel_size": 3, "stride": 2} if kind in ("maxpool", "avgpool") else {}
+        joined = draw(st.integers(1, 4)) if kind in ("sum", "concat") else 1
+        out = fields["in_channels"] * (joined if kind == "concat" else 1)
+        return BlockSpec(**fields, **window, out_channels=out, num_inputs=joined, act="relu" if kind == "norm" else "none")
     stride = draw(st.sampled_from([1, 2]))
+    if kind == "factorized_reduce":
+        return BlockSpec(**fields | {"resolution": 2 * fields["resolution"]}, out_channels=draw(wide), stride=2)
+    if kind in ("sep_conv", "dil_conv", "row_column_conv", "relu_conv"):
+        return BlockSpec(**fields, out_channels=draw(wide), kernel_size=draw(st.sampled_from([1, 3, 5])), stride=stride)
+    if kind == "basic":
+        out = draw(wide)
+        shortcuts = ["pool_conv"] if stride > 1 else ["none", *(["identity"] if out == fields["in_channels"] else [])]
+        more = {"kernel_size": 3, "stride": stride, "shortcut": draw(st.sampled_from(shortcuts))}
+        return BlockSpec(**fields | {"resolution": 2 * fields["resolution"]}, out_channels=out, **more)
     shortcut = draw(
         st.sampled_from(["none", "identity"] if kind == "conv" else ["none", "identity", "pool", "pool_conv", "pool_conv_bn"])
     )
@@ -122,7 +141,19 @@ def block_specs(draw):
 @given(block_specs())
 @settings(max_examples=200, deadline=None)
 def test_peak_equals_the_live_tensors_of_the_emitted_operators(spec):
-    assert block_peak(spec) == live_activations(spec)
+    assert block_peak(spec) == live_activations({"block": spec})
+
+
+def test_peak_of_a_cell_equals_the_live_tensors_of_the_emitted_operators():
+    for name in ("darts:cells=4,channels=8", "nasnet:cells=4,channels=8", "nasbench201:cells=1,channels=8"):
+        space = get_space(name)
+        population = space.sample(np.random.default_rng(0), 12)
+        bound = MemoryCost(space).predict(population) / 4
+        for arch, most in zip(space.decode(population), bound, strict=True):
+            peak = network_peak(space.blocks(arch))
+            # the emitter writes a ReLU for each reader of a state, of which a runtime keeps one: a tenth between the two
+            assert peak == pytest.approx(live_activations(space.blocks(arch)), rel=0.1)
+            assert peak <= most <= 2.5 * peak
 
 
 def test_every_kind_of_block_has_a_peak():

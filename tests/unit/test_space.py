@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from latency.cost import CountCost
 from ofa import bignas, resnet
 from ofa.bignas import BigNasSpace
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, wiring
 from ofa.errors import OfaError
 from ofa.mobilenet import MobileNetSpace, Stage
 from ofa.resnet import ResNetSpace
 from ofa.space import ArchConfig, Dimension, InvalidArchError
-from ofa.spaces import get_space, list_spaces
+from ofa.spaces import get_space, list_image_spaces
 from ofa.subspace import SubSpace
 
 SMALL = MobileNetSpace(
@@ -201,7 +201,7 @@ def test_block_spec_round_trips_and_refuses_foreign_fields():
 # -- every space that ships -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list_spaces())
+@pytest.mark.parametrize("name", list_image_spaces())
 def test_spaces_keep_their_promises(name):
     space = get_space(name)
     assert space.name == name
@@ -211,23 +211,31 @@ def test_spaces_keep_their_promises(name):
         "kernel_size",
         "expand_ratio",
         "width",
+        *("inputs", "op1", "op2", "concat"),  # of a cell's nodes
+        *("from0", "from1", "from2"),  # of a cell's edges
     }
     stages = [slot.stage for slot in space.slots]
     staged = [stage for stage in stages if stage]
     assert staged == sorted(staged)
-    assert set(staged) == set(range(1, max(staged) + 1))
+    assert set(staged) == set(range(1, max(staged, default=0) + 1))
     population = space.sample(np.random.default_rng(0), 20)
     for arch, ids in zip(space.decode(population), space.block_ids(population), strict=True):
         chain = list(space.blocks(arch).values())
         assert [space.all_blocks[i] for i in ids if i >= 0] == chain
         assert space.from_json(json.loads(json.dumps(space.to_json(arch)))) == arch
-        for block, following in itertools.pairwise(chain):
-            assert following.in_channels == block.out_channels
-            assert following.resolution == block.out_resolution
+        blocks = space.blocks(arch)
+        unread = set(blocks)
+        for name, sources in wiring(blocks).items():
+            for source in sources:
+                if source != IMAGES:
+                    assert blocks[name].in_channels == blocks[source].out_channels
+                    assert blocks[name].resolution == blocks[source].out_resolution
+            unread -= set(sources)
         assert chain[-1].out_channels == space.num_classes
+        assert list(blocks)[-1] in unread
 
 
-@pytest.mark.parametrize("name", list_spaces())
+@pytest.mark.parametrize("name", list_image_spaces())
 def test_number_of_classes_is_free(name):
     space = get_space(name, num_classes=3)
     assert space.blocks(space.smallest)["classifier"].out_channels == 3
