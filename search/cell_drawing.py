@@ -14,6 +14,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ofa.artefacts import write_bytes
+from ofa.formats.nasbench201 import EDGES
 from ofa.genotype import Genotype, Node, RecurrentGenotype
 from search.plots import WIDE_CHAR, element
 
@@ -60,6 +61,13 @@ def cells_of(genotype: Genotype | RecurrentGenotype) -> list[Cell]:
         Cell("Normal cell", inputs, genotype.normal, genotype.normal_concat, "concat"),
         Cell("Reduction cell", inputs, genotype.reduce, genotype.reduce_concat, "concat"),
     ]
+
+
+def nasbench201_cell(operations: Sequence[str]) -> Cell:
+    """Return the cell of NAS-Bench-201 with these operations, in the order of EDGES; `none` is not drawn."""
+    wires = list(zip(operations, EDGES, strict=True))
+    nodes = [tuple((name, source) for name, (to, source) in wires if to == node and name != "none") for node in (1, 2, 3)]
+    return Cell("Cell", ("input",), tuple(nodes), (3,), "output")
 
 
 def draw_cell(cell: Cell) -> Markup:

@@ -21,7 +21,7 @@ from ofa.mixed_nasbench201 import MixedNasBench201
 from ofa.space import ArchConfig, SearchSpace
 from ofa.spaces import darts, nasbench201
 from ofa.spaces.nasbench201 import NasBench201Space
-from search.cell_drawing import Cell, cells_of
+from search.cell_drawing import Cell, cells_of, nasbench201_cell
 from search.joint.derive import SKIP, derive
 
 Probabilities = Mapping[str, Tensor]  # cell -> (edges, operations), rows sum to 1
@@ -136,14 +136,9 @@ class NasBench201Cell:
                 rows[edge, skip] = 0
             taken = rows.argmax(1)
         names = [OPERATIONS[column] for column in taken.tolist()]
-        nodes = tuple(
-            tuple((name, source) for name, (to, source) in zip(names, EDGES, strict=True) if to == node and name != "none")
-            for node in (1, 2, 3)
-        )
         values = {f"node{to}.from{source}": name for name, (to, source) in zip(names, EDGES, strict=True)}
         arch = self.space.arch(**{name.replace(".", "__"): value for name, value in values.items()})
-        drawn = Cell("Cell", ("input",), nodes, (3,), "output")
-        return Found(format_nasbench201(names), {"cell": names.count(SKIP)}, (drawn,), arch)
+        return Found(format_nasbench201(names), {"cell": names.count(SKIP)}, (nasbench201_cell(names),), arch)
 
 
 RELAXATIONS: dict[str, type[DartsCells] | type[NasBench201Cell]] = {"darts": DartsCells, "nasbench201": NasBench201Cell}
