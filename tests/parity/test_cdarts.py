@@ -46,7 +46,9 @@ def test_derived_cells_equal_the_original(case, equal_is_said):
     """Our alphas have `none` first, and edges that are all alike may be left out."""
     tag = case["tag"]
     alphas = torch.cat([drawn(f"cdarts_alpha{i}:{tag}", i + 2, 8) for i in range(4)]).roll(1, 1)
-    betas = torch.cat([drawn(f"cdarts_beta{i}:{tag}", i + 2) if case["use_beta"] else torch.full((i + 2,), 0.1) for i in range(4)])
+    betas = torch.cat(
+        [drawn(f"cdarts_beta{i}:{tag}", i + 2) if case["use_beta"] else torch.full((i + 2,), 0.1) for i in range(4)]
+    )
     cells = {cell: alphas.softmax(1) for cell in ("normal", "reduce")}
     edges = {cell: edge_probabilities(betas) for cell in cells} if case["use_beta"] or equal_is_said else {}
     genotype = derive_weighted(cells, edges)
