@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ofa.formats.darts_search import load_original, original_keys
 from ofa.mixed import MixedNetwork
 from search.joint.architect import first_order, momentum_buffers, second_order, second_order_exact
 from search.joint.derive import derive, derive_cyclic
@@ -36,14 +37,17 @@ def batch_of(case, x="x", y="y"):
 
 def filled(case):
     net = MixedNetwork(10, cells=case["layers"], channels=case["C"]).double()
-    net.load_state_dict({key: fill(key, value.shape) for key, value in net.state_dict().items()})
+    shapes = {key: value.shape for key, value in net.state_dict().items()}
+    state = {}
+    for key, parts in original_keys(net).items():
+        rows, *rest = shapes[key]
+        state |= {part: fill(part, (rows // len(parts), *rest)) for part in parts}
+    load_original(net, state)
     return net
 
 
 def fill(key, shape):
     r = drawn(key)
-    if key.endswith("num_batches_tracked"):
-        return torch.tensor(0)
     if key.endswith("running_mean"):
         value = 0.1 * r.randn(*shape)
     elif key.endswith("running_var"):
