@@ -26,9 +26,12 @@ from deploy.precision import COMMON, PrecisionError
 from deploy.rounding import CALIBRATION_IMAGES, JUDGED_IMAGES, describe
 from deploy.runtimes import first_line, open_session
 from deploy.torch_export import Exporter, onnx_of_module
+from ofa.architectures import find_genotype
 from ofa.errors import OfaError
+from ofa.formats.darts import load_network
 from ofa.formats.published import read_tensors
 from ofa.functions import load_function
+from ofa.genotype import Genotype
 from ofa.progress import say
 from ofa.training.data import Images, Preprocessing, calibration_batches, load_images
 
@@ -102,6 +105,22 @@ def export_module(
         say(describe(precision, cost, {}, split="training"))
         quantisation = {**asdict(cost), "split": "training"}
     return pack(out, content, source, reference=reference, precision=precision, quantisation=quantisation)
+
+
+def load_cells(cells: str, weights: Path | str) -> tuple[nn.Module, int]:
+    """Return a network of published cells with the weights of its authors' code, and its input resolution in px.
+
+    Args:
+        cells: name of a published cell, or a file with a genotype.
+        weights: its state_dict (ofa.formats.darts).
+    Raises:
+        OfaError: if there are no such cells, or the weights are not theirs.
+    """
+    genotype = find_genotype(cells)
+    if not isinstance(genotype, Genotype):
+        raise OfaError(f"{cells}: takes no --weights: its run has them; they are for a published cell, such as darts_v2")
+    space, arch, net = load_network(weights, genotype)
+    return net, space.resolution(arch)
 
 
 def make_module(function: str, *, num_classes: int | None = None, weights: Path | str | None = None) -> nn.Module:

@@ -254,10 +254,10 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
 
     Number of networks, resolutions, and what is elastic.
     """
-    from ofa.spaces import get_space, list_spaces
+    from ofa.spaces import get_space, list_image_spaces
 
     rows: dict[str, dict[str, Any]] = {}
-    for name in list_spaces():
+    for name in list_image_spaces():
         space = get_space(name)
         resolutions = space.dimensions[space.column["resolution"]].options
         elastic = sorted({d.name.rpartition(".")[2] for d in space.dimensions})

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import deploy.cli
+import deploy.export_cli
 import latency.cli
 import ofa.cli
+import ofa.text_cli
 from ofa.cli_support import command, print_json
 from search import nas_cli
 
@@ -199,10 +201,11 @@ def describe_cost(key: str, value: float) -> str:
 for verb in (
     ofa.cli.train,
     ofa.cli.specialize,
+    ofa.text_cli.train_text,
     latency.cli.profile,
     latency.cli.predict,
     search,
-    deploy.cli.export,
+    deploy.export_cli.export,
     deploy.cli.verify,
     deploy.cli.bench,
     report,
@@ -211,7 +214,7 @@ for verb in (
     ofa.cli.spaces,
     deploy.cli.doctor,
 ):
-    app.command(verb.__name__.rstrip("_"))(verb)  # import_ is `ofa import`
+    app.command(verb.__name__.rstrip("_").replace("_", "-"))(verb)  # import_ is `ofa import`
 app.add_typer(nas_cli.app)
 
 

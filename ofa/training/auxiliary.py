@@ -35,8 +35,12 @@ class AuxiliaryHead(nn.Module):
         super().__init__()
         # both published sizes become 2x2; larger features are divided evenly instead
         pool = nn.AvgPool2d(5, side - 5, count_include_pad=False) if side <= max(PUBLISHED_SIDES) else nn.AdaptiveAvgPool2d(2)
-        layers: list[nn.Module] = [nn.ReLU(), pool, nn.Conv2d(channels, NARROW, 1, bias=False), nn.BatchNorm2d(NARROW), nn.ReLU(inplace=True)]
-        layers += [nn.Conv2d(NARROW, WIDE, 2, bias=False), nn.BatchNorm2d(WIDE) if last_norm else nn.Identity()]
+        layers: list[nn.Module] = [nn.ReLU(), pool, nn.Conv2d(channels, NARROW, 1, bias=False), nn.BatchNorm2d(NARROW)]
+        layers += [
+            nn.ReLU(inplace=True),
+            nn.Conv2d(NARROW, WIDE, 2, bias=False),
+            nn.BatchNorm2d(WIDE) if last_norm else nn.Identity(),
+        ]
         self.features = nn.Sequential(*layers, nn.ReLU(inplace=True))
         self.classifier = nn.Linear(WIDE, num_classes)
 
