@@ -5,7 +5,7 @@
 
 Left alone, DARTS ends in six skip connections (Dong and Yang 2020, arXiv 2001.00326, table 5: 54.30 / 15.61 / 16.32 % on
 CIFAR-10, CIFAR-100 and ImageNet16-120). What is found after every epoch is looked up: test accuracy of that cell, trained for 200
-epochs by the benchmark's authors. Searches see 3,200 images of CIFAR-10 at 16 px; steps of the alphas are larger than the
+epochs by the benchmark's authors. Searches see 3,200 images of CIFAR-10 at 12 px; steps of the alphas are larger than the
 published ones because there are fewer. A limit to the skips and an early stop do not change what a search does before it ends, so
 that one search serves all of them. `none` is left out of the derivation, as in DARTS itself; with it is what the benchmark's
 authors do. Interrupted, the same command goes on.
@@ -35,12 +35,14 @@ from search.joint.guards import Guards
 from search.joint.record import SearchRecord, read_search
 from search.joint.relaxation import NasBench201Cell
 
-CONFIG = DartsConfig(space="nasbench201", cells=2, channels=8, resolution=16, epochs=40, max_images=3_200, alpha_lr=0.01)
+CONFIG = DartsConfig(
+    space="nasbench201", cells=1, resolution=12, max_images=3_200, epochs=50, lr=0.05, alpha_lr=0.005
+)  # 16 channels; 25 steps an epoch
 SEARCHES = {
     "plain": Guards(),
-    "warm-up": Guards(warmup_epochs=15),
+    "warm-up": Guards(warmup_epochs=20),
     "skip drop": Guards(skip_drop=0.6),
-    "warm-up, skip drop": Guards(warmup_epochs=15, skip_drop=0.6),
+    "warm-up, skip drop": Guards(warmup_epochs=20, skip_drop=0.6),
 }
 ENDINGS = {  # what is derived of a search
     "": Guards(),
