@@ -28,6 +28,10 @@ app = typer.Typer(
 GUARDS = ("max_skips", "stop_skips", "warmup_epochs", "skip_drop")
 SHARED = ("order", "epochs", "batch_size", "lr", "alpha_lr", "seed")  # settings of every search
 OF_IMAGES = ("space", "cells", "channels", "resolution", "max_images", "target_ms", "latency_weight")
+OF_CYCLES = (
+    *("cells", "evaluation_cells", "channels", "resolution", "pretrain_epochs", "cycles", "warmup_epochs", "cycle_epochs"),
+    *("sample_ratio", "batch_size", "edge_weights", "max_images", "lr", "alpha_lr", "seed"),
+)
 OF_TEXT = ("tokens", "features", "bptt")
 NOT_SETTINGS = ("data", "table", "flip")  # besides, what a search of text has no use for
 
@@ -137,6 +141,65 @@ def darts(
         flip=flip,
         device=device or "auto",
     )
+    _show(run)
+    return run.path
+
+
+@app.command("cdarts")
+@command
+def cdarts(
+    out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/cdarts.")],
+    data: Annotated[str, typer.Option(help="Images, as for `ofa nas darts`.")],
+    variant: Annotated[
+        str, typer.Option(help="paper, or released: the losses of the released code where they are not the paper's.")
+    ] = "paper",
+    cells: Annotated[int | None, typer.Option(help="Cells of the search network; default 8.")] = None,
+    evaluation_cells: Annotated[int | None, typer.Option(help="Cells of the evaluation network; default 20.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of the first cell of both; default 16.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
+    pretrain_epochs: Annotated[int | None, typer.Option(help="Epochs of the search network alone at first; default 5.")] = None,
+    cycles: Annotated[
+        int | None, typer.Option(help="Times that cells are derived, warmed up and learn jointly; default 5.")
+    ] = None,
+    warmup_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the evaluation network alone in a cycle; default 5.")
+    ] = None,
+    cycle_epochs: Annotated[int | None, typer.Option(help="Joint epochs in a cycle; default 5.")] = None,
+    sample_ratio: Annotated[
+        float | None, typer.Option(help="Share of the batches of a pass that an epoch has; default 0.2, as released.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; default 128.")] = None,
+    edge_weights: Annotated[
+        str | None, typer.Option(help="Weights of a node's edges besides: none (default), learned (betas) or equal.")
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(help="Search on so many training images only, for small machines; default: all.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the search network at first; default 0.05.")] = None,
+    alpha_lr: Annotated[float | None, typer.Option(help="Learning rate of the alphas; default 0.0006.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
+) -> Path | None:
+    """Search cells as Cyclic-DARTS does: with a second network that teaches the first.
+
+    The search network holds all operations; an evaluation network, larger and of the cells derived so far, learns beside it. In
+    joint epochs it teaches the search network, so that alphas learn what serves a deep network. Skip connections pay a penalty
+    that falls to nothing. Yu et al. 2022 (arXiv 2006.10724).
+
+    Example: ofa nas cdarts --data cifar10 --out runs/cdarts
+
+    On a processor begin small: --max-images 5000 --channels 8 --evaluation-cells 8 --cycles 3 --cycle-epochs 2
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    from search.joint import cyclic_config
+    from search.joint.cdarts import search_cyclic
+
+    config = cyclic_config.variant(variant, **_some(given, OF_CYCLES))
+    run = search_cyclic(data, out, config=config, resume=resume is Resume.auto, flip=flip, device=device)
     _show(run)
     return run.path
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ofa.artefacts import ArtefactError, read_json, read_jsonl, write_bytes, write_json
 from ofa.errors import OfaError
-from ofa.run_dir import DataSource, Run
+from ofa.run_dir import DataSource, Run, max_resolution
 from ofa.space import ArchConfig, SearchSpace
 from ofa.training.checkpoint import list_checkpoints
 from search.cell_drawing import Cell, write_drawing
@@ -27,6 +27,7 @@ from search.cell_drawing import Cell, write_drawing
 SCHEMA = "ofa.nas/1"
 FOLDER, METRICS, ALPHAS = "nas", "metrics.jsonl", "alphas.jsonl"
 GENOTYPE, DRAWING = "genotype.txt", "cells.svg"
+AUXILIARY_SIDE = 24  # px of the images, a quarter of which reaches the auxiliary classifier, that averages 5 x 5
 
 
 class SearchError(OfaError):
@@ -95,10 +96,12 @@ def write_found(out: Path, text: str, cells: tuple[Cell, ...], space: SearchSpac
 
 
 def train_command(run: Run) -> str:
-    """Return the command that trains what a search of images has found, as in the literature."""
+    """Return the command that trains what a search of images has found, as in the literature as far as images are large enough."""
+    side = max_resolution(run.whole_space)
     argv = ["ofa", "train", "--arch", str(run.path / "arch.json"), "--data", run.data.source, "--out", f"{run.path}-trained"]
     if run.space_name.startswith("darts"):
-        argv += ["--cells", "20", "--channels", "36", "--drop-path", "0.2", "--auxiliary", "0.4", "--cutout", "16"]
+        argv += ["--cells", "20", "--channels", "36", "--drop-path", "0.2", "--cutout", str(side // 2)]
+        argv += ["--auxiliary", "0.4"] if side >= AUXILIARY_SIDE else []
     return shlex.join(argv)
 
 

@@ -91,6 +91,27 @@ def test_help_teaches(cli):
     assert "of the network of all operations" in text
 
 
+def test_cyclic_darts_and_its_report(cli, tmp_path):
+    small = ["--cells", 3, "--evaluation-cells", 3, "--channels", 4, "--resolution", 16, "--batch-size", 8, "--max-images", 60]
+    phases = ["--pretrain-epochs", 1, "--cycles", 1, "--warmup-epochs", 1, "--cycle-epochs", 1]
+    done = cli("nas", "cdarts", "--data", "digits", "--out", tmp_path / "x", *small, *phases, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    parse_genotype(done.stdout)
+    html = write_report(tmp_path / "x").read_text()
+    assert "Found by Cyclic-DARTS, after" in html
+    assert html.count('<svg class="alphas"') == 28
+
+
+def test_recurrent_cells(cli, tmp_path):
+    words = " ".join(str(i * i % 7) for i in range(3_000))
+    (tmp_path / "words.txt").write_text("\n".join(words[i : i + 60] for i in range(0, len(words), 60)))
+    small = ["--features", 8, "--epochs", 1, "--batch-size", 4, "--bptt", 10]
+    done = cli("nas", "darts", "--rnn", "--text", tmp_path / "words.txt", "--out", tmp_path / "x", *small, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    parse_genotype((tmp_path / "x" / "genotype.txt").read_text())
+    assert (tmp_path / "x" / "cells.svg").exists()
+
+
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
