@@ -86,6 +86,18 @@ class LanguageModel(nn.Module):
         seen = states if noise is None else states * _mask(shape, noise.dropouts.outputs, states, noise)
         return Output(F.linear(seen, self.embedding, self.bias), states[-1], states)
 
+    def step(self, tokens: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in one token of each text; for the model of a discrete cell.
+
+        Args:
+            tokens: (batch,).
+            hidden: (batch, features).
+
+        Returns: logits (batch, vocabulary) and the new hidden state.
+        """
+        (hidden,) = self.cell(F.embedding(tokens, self.embedding).unsqueeze(0), hidden)
+        return F.linear(hidden, self.embedding, self.bias), hidden
+
     def no_text(self, batch: int) -> Tensor:
         """Return the hidden state where texts begin, (batch, features)."""
         return self.embedding.new_zeros(batch, self.cell.features)

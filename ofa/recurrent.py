@@ -65,8 +65,8 @@ class RecurrentCell(nn.Module):
         recurrent = self.input_weight[self.features :]
         states = []
         for from_input in from_inputs.unbind():
-            gate, candidate = torch.addmm(from_input, _masked(hidden, masks), recurrent).chunk(2, dim=1)
-            hidden = cell(torch.lerp(hidden, torch.tanh(candidate), torch.sigmoid(gate)))
+            gate, candidate = torch.addmm(from_input, _masked(hidden, masks), recurrent).split(self.features, dim=1)
+            hidden = cell(_moved(hidden, gate, torch.tanh(candidate)))
             states.append(hidden)
         return torch.stack(states)
 
@@ -83,7 +83,7 @@ class DiscreteCell(RecurrentCell):
 
     def forward(self, inputs: Tensor, hidden: Tensor, masks: Masks | None = None) -> Tensor:
         """Return the hidden states, (time, batch, features), for inputs of that shape and a hidden state (batch, features)."""
-        matrices = self.node_weight.chunk(self.nodes, dim=1)
+        matrices = self.node_weight.split(2 * self.features, dim=1)
         readers: dict[int, list[int]] = {}
         for node, (_, source) in enumerate(self.genotype.recurrent):
             readers.setdefault(source, []).append(node)
@@ -95,8 +95,8 @@ class DiscreteCell(RecurrentCell):
             for node, (name, source) in enumerate(self.genotype.recurrent):
                 if node not in products:
                     products |= _products(states[source], masks, weights[source], readers[source])
-                gate, candidate = products[node].chunk(2, dim=1)
-                states.append(torch.lerp(states[source], ACTIVATIONS[name](candidate), torch.sigmoid(gate)))
+                gate, candidate = products[node].split(self.features, dim=1)
+                states.append(_moved(states[source], gate, ACTIVATIONS[name](candidate)))
             return torch.stack([states[i] for i in self.genotype.concat]).mean(0)
 
         return self.unroll(inputs, hidden, masks, cell)
@@ -154,6 +154,12 @@ def _masked(state: Tensor, masks: Masks | None) -> Tensor:
     return state if masks is None else state * masks.hidden
 
 
+def _moved(state: Tensor, gate: Tensor, goal: Tensor) -> Tensor:
+    """Move a state towards a goal, as far as the gate is open. Not torch.lerp, which exports as nine operators."""
+    return torch.addcmul(state, torch.sigmoid(gate), goal - state)
+
+
 def _products(state: Tensor, masks: Masks | None, weight: Tensor, nodes: list[int]) -> dict[int, Tensor]:
     """Node -> gate and candidate, (batch, 2 * features), of all nodes that read a state."""
-    return dict(zip(nodes, (_masked(state, masks) @ weight).chunk(len(nodes), dim=1), strict=True))
+    parts = (_masked(state, masks) @ weight).split(2 * state.shape[1], dim=1)
+    return dict(zip(nodes, parts, strict=True))
