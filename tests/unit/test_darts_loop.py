@@ -198,9 +198,9 @@ def test_memory_stays_flat(order, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(bilevel.BilevelSearch, "one_step", one_step)
-    settings = {"max_images": 240, "epochs": 2 if order == "1" else 1, "channels": 2, "resolution": 8, "batch_size": 8}
-    search(tmp_path / "x", order=order, **settings)  # 15 steps an epoch
-    assert len(counts) >= 3
+    settings = {"max_images": 240 if order == "1" else 160, "epochs": 2 if order == "1" else 1, "channels": 2, "resolution": 8}
+    search(tmp_path / "x", order=order, **settings)  # 30 steps, or 10
+    assert len(counts) >= 2
     assert len(set(counts)) == 1
     assert pages[-1] - pages[0] < 8 * 1024  # KiB; the activations of the steps between are several times as much
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from latency.cost import CountCost, additive
+from latency.table import LatencyTable
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 from ofa.spaces import darts, nasbench201
 from search.joint.config import DartsConfig
 from search.joint.guards import Guards
-from search.joint.hardware import ExpectedCellLatency, LatencyTerm
+from search.joint.hardware import ExpectedCellLatency, LatencyTerm, open_table
 from search.joint.relaxation import DartsCells, NasBench201Cell
 
 SMALL = darts.SPACE.with_numbers(cells=5, channels=4)
@@ -224,6 +225,17 @@ def test_the_term_counts_above_the_target_only():
 def test_a_cost_of_other_cells_is_refused():
     with pytest.raises(OfaError, match="expected one of the cells searched: darts"):
         ExpectedCellLatency(RELAXED, MadeUpCost(nasbench201.SPACE))
+
+
+def test_a_table_is_opened_for_the_network_that_it_is_of(tmp_path):
+    space = SMALL.with_num_classes(7)
+    times = np.random.default_rng(2).uniform(0.1, 2.0, len(space.all_blocks))
+    table = LatencyTable(space, "pi4", dict(zip(space.all_blocks, times.tolist(), strict=True)))
+    table.save(tmp_path / "pi4.json")
+    found = open_table(tmp_path / "pi4.json")
+    assert (found.space.name, found.space.num_classes) == ("darts:cells=5,channels=4", 7)
+    assert np.array_equal(found.block_values, table.block_values)
+    assert float(ExpectedCellLatency(RELAXED, found)(uniform(RELAXED))) > 0
 
 
 def test_a_missing_time_is_told():
