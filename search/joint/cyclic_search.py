@@ -223,10 +223,14 @@ class CyclicSearch(SteppedSearch):
 
     def _pass_searched(self, images: Tensor) -> Pass:
         seen = Features(self.config.cells)
-        return self.searched(images, *self._weighting(), observe=seen), seen.outputs
+        self.searched.requires_grad_(False)  # what only its weights' gradients need is neither kept nor computed
+        try:
+            return self.searched(images, *self._weighting(), observe=seen), seen.outputs
+        finally:
+            self.searched.requires_grad_(True)
 
     def _differentiate(self, loss: Tensor) -> None:
-        """Add gradients of what a joint step moves; those of S's weights, half of a pass, are not computed."""
+        """Add gradients of what a joint step moves."""
         loss.backward(inputs=[*self.taught, *self.alphas.parameters()])
 
     def _move(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
