@@ -30,7 +30,18 @@ SHARED = ("order", "epochs", "batch_size", "lr", "alpha_lr", "seed")  # settings
 OF_IMAGES = ("space", "cells", "channels", "resolution", "max_images", "target_ms", "latency_weight")
 OF_CYCLES = (
     *("cells", "evaluation_cells", "channels", "resolution", "pretrain_epochs", "cycles", "warmup_epochs", "cycle_epochs"),
-    *("sample_ratio", "batch_size", "edge_weights", "max_images", "lr", "alpha_lr", "seed"),
+    *(
+        "sample_ratio",
+        "batch_size",
+        "distillation",
+        "edge_weights",
+        "penalty",
+        "max_images",
+        "lr",
+        "evaluation_lr",
+        "alpha_lr",
+        "seed",
+    ),
 )
 OF_TEXT = ("tokens", "features", "bptt")
 NOT_SETTINGS = ("data", "table", "flip")  # besides, what a search of text has no use for
@@ -169,13 +180,22 @@ def cdarts(
         float | None, typer.Option(help="Share of the batches of a pass that an epoch has; default 0.2, as released.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step; default 128.")] = None,
+    distillation: Annotated[
+        str | None, typer.Option(help="Distance between the networks: kl (default), cosine, mse or smooth_l1.")
+    ] = None,
     edge_weights: Annotated[
         str | None, typer.Option(help="Weights of a node's edges besides: none (default), learned (betas) or equal.")
+    ] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="Of skip connections' alphas at first; default 5, 0 after half of the joint epochs.")
     ] = None,
     max_images: Annotated[
         int | None, typer.Option(help="Search on so many training images only, for small machines; default: all.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the search network at first; default 0.05.")] = None,
+    evaluation_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the evaluation network as a cycle begins; default 0.1.")
+    ] = None,
     alpha_lr: Annotated[float | None, typer.Option(help="Learning rate of the alphas; default 0.0006.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
