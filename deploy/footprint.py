@@ -35,7 +35,7 @@ from ofa.block_spec import IMAGES, BlockSpec, last_readers, wiring
 from ofa.slots import se_channels
 from ofa.space import SearchSpace
 
-STAGE_BLOCK, OTHER_BLOCK = "stage1_block0", "final"  # names of usual length
+STAGE_BLOCK, CELL_BLOCK, OTHER_BLOCK = "stage1_block0", "cell12_node3_from1", "final"  # names of usual length
 FRAME_BYTES = 130  # of a file of no blocks
 FACT_BYTES, CLASS_BYTES = 630, 10  # of metadata: all but the architecture and the classes; one class
 
@@ -145,7 +145,9 @@ PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "concat": _concat_peak,
     "zeros": _in,
 }
-RELU_FIRST = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "row_column_conv")  # on an input that others may read too
+CELL_KINDS = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "row_column_conv", "avgpool", "sum", "concat", "zeros")
+# begin with a step in the place of their input, which others may read too
+IN_PLACE = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "row_column_conv", "basic", "sum", "zeros")
 
 
 def network_peak(blocks: Mapping[str, BlockSpec]) -> int:
@@ -157,8 +159,8 @@ def network_peak(blocks: Mapping[str, BlockSpec]) -> int:
     for name, sources in wires.items():
         spec = blocks[name]
         waiting = sum(size for source, size in live.items() if source not in sources)
-        if spec.kind in RELU_FIRST and not done[name]:
-            waiting += _in(spec)  # its ReLU cannot work in place
+        if spec.kind in IN_PLACE and not set(sources) & set(done[name]):
+            waiting += _in(spec)
         peak = max(peak, waiting + block_peak(spec))
         live[name] = _out(spec)
         for source in done[name]:
@@ -184,7 +186,7 @@ def frame_file_bytes(space: SearchSpace) -> int:
 @lru_cache(maxsize=4096)
 def _block_file_bytes(spec: BlockSpec, precision: str) -> int:
     # in a chain of two, the first is as in a network: what stands between it and the next is its own
-    name = STAGE_BLOCK if spec.hidden_channels else OTHER_BLOCK
+    name = STAGE_BLOCK if spec.hidden_channels else CELL_BLOCK if spec.kind in CELL_KINDS else OTHER_BLOCK
     return _dense_bytes({name: spec, "next": spec}, precision) - _dense_bytes({"next": spec}, precision)
 
 

@@ -151,8 +151,9 @@ def test_peak_of_a_cell_equals_the_live_tensors_of_the_emitted_operators():
         bound = MemoryCost(space).predict(population) / 4
         for arch, most in zip(space.decode(population), bound, strict=True):
             peak = network_peak(space.blocks(arch))
-            # the emitter writes a ReLU for each reader of a state, of which a runtime keeps one: a tenth between the two
-            assert peak == pytest.approx(live_activations(space.blocks(arch)), rel=0.1)
+            # equal but for nodes with one input, which are their input: counted as a copy
+            alone = any(spec.kind == "sum" and spec.num_inputs == 1 for spec in space.blocks(arch).values())
+            assert 1 <= peak / live_activations(space.blocks(arch)) <= (1.4 if alone else 1)
             assert peak <= most <= 2.5 * peak
 
 
