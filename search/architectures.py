@@ -9,9 +9,12 @@ from markupsafe import Markup
 
 from latency.open import LatencyModel
 from ofa.block_spec import BlockSpec
+from ofa.cell_space import CellSpace
 from ofa.run_dir import Run
-from ofa.space import ArchConfig
+from ofa.space import ArchConfig, SearchSpace
+from ofa.spaces.nasbench201 import NasBench201Space
 from search.block_latency import BlockLatency, block_latency
+from search.cell_drawing import Cell, cells_of, draw_cell, nasbench201_cell
 from search.drawing import Band, draw_network, most_channels
 from search.evidence import Network
 from search.wording import digits
@@ -26,6 +29,7 @@ class Architecture:
     blocks: Mapping[str, BlockSpec]
     latencies: Sequence[BlockLatency]  # one a device
     drawing: Markup
+    cells: list[tuple[str, Markup]]  # of a network of cells: title, drawing
 
 
 def show_architectures(
@@ -50,8 +54,18 @@ def show_architectures(
         latencies, _ = taken[arch]
         bands = [_band(found, longest[found.device]) for found in latencies]
         drawing = draw_network(specs, channels=channels, bands=bands)
-        drawn.append(Architecture(names[arch], arch, specs, latencies, drawing))
+        cells = [(cell.title, draw_cell(cell)) for cell in _cells(run.whole_space, arch)]
+        drawn.append(Architecture(names[arch], arch, specs, latencies, drawing, cells))
     return drawn, list(dict.fromkeys(note for _, notes in taken.values() for note in notes))
+
+
+def _cells(space: SearchSpace, arch: ArchConfig) -> list[Cell]:
+    """The cells that a network repeats, if it has any."""
+    if isinstance(space, CellSpace):
+        return cells_of(space.to_genotype(arch))
+    if isinstance(space, NasBench201Space):
+        return [nasbench201_cell([str(value) for value in arch.values[1:]])]
+    return []
 
 
 def _band(found: BlockLatency, longest_ms: float) -> Band:

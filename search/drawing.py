@@ -18,6 +18,15 @@ MIDDLE = 108  # y of the line that runs through the blocks
 BAND, BAR = 92, 48  # px, height of a row of bars with its lettering, and of its longest bar
 CHAR = 5.7  # px, mean width of a character at the 10.5 px that drawings are lettered in
 
+KERNELS = {  # kinds of blocks that have one -> what stands before it
+    **dict.fromkeys(("conv", "mbconv", "bottleneck", "relu_conv"), ""),
+    "sep_conv": "sep",
+    "dil_conv": "dil",
+    "row_column_conv": "1d",
+    "basic": "2 of",
+}
+SHORT = {"factorized_reduce": "reduce", "maxpool": "max", "avgpool": "average"}
+
 
 @dataclass(frozen=True, slots=True)
 class Band:
@@ -67,7 +76,7 @@ def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int, bands: Seque
 
 
 def _block(name: str, spec: BlockSpec, left: float, channels: int) -> Markup:
-    kernel = spec.kernel_size if spec.kind in ("conv", "mbconv", "bottleneck") else 0
+    kernel = spec.kernel_size if spec.kind in KERNELS else 0
     centre, width = left + CELL / 2, 10 + 4 * kernel
     style = f"k{kernel}" if kernel in (3, 5, 7) else "k0"
 
@@ -86,7 +95,7 @@ def _block(name: str, spec: BlockSpec, left: float, channels: int) -> Markup:
         parts.append(element("circle", class_="se", cx=centre, cy=top, r=9))
         parts.append(element("text", "SE", class_="se-text", x=centre, y=top + 3, text_anchor="middle"))
     words = [
-        f"{kernel}×{kernel}" if kernel else spec.kind,
+        f"{KERNELS[spec.kind]} {kernel}×{kernel}".strip() if kernel else SHORT.get(spec.kind, spec.kind),
         f"×{spec.hidden_channels / spec.in_channels:.2g}" if spec.hidden_channels else "",
     ]
     words += [f"{spec.out_channels} ch", f"stride {spec.stride}" if spec.stride > 1 else ""]

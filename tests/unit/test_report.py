@@ -458,7 +458,7 @@ def test_report_prints_a_training_command_that_parses(tmp_path: Path) -> None:
     assert found["space"] == space.name
     assert found["data"] == "digits"
     assert found["out"] == run.path
-    assert found["arch"] == run.path / "arch.json"
+    assert found["arch"] == str(run.path / "arch.json")
     assert space.from_json(json.loads((run.path / "arch.json").read_text())) == space.smallest
     assert found["init"] == found["teacher"] == first.path
     assert found["flip"] is True
@@ -830,7 +830,7 @@ def test_a_search_without_weights_says_how_to_train_what_it_chose(tmp_path: Path
     assert "" not in page.codes
     found = parse_train(page)
     assert (found["space"], found["data"], found["out"]) == ("mbv3_tiny_image", "IMAGES", tmp_path / "a run-a")
-    assert found["arch"] == run.path / "search" / "a" / "best" / "arch.json"
+    assert found["arch"] == str(run.path / "search" / "a" / "best" / "arch.json")
     assert run.space.from_json(json.loads(Path(str(found["arch"])).read_text())) == read_searches(run)[0].best.arch
 
 
