@@ -4,7 +4,8 @@
 
 A step is a pass over a piece of text, forward and backward, with gradients of the alphas; vocabulary and classifier are left out,
 they are the same for both. The bound is the matrix products alone, forward and backward, as single large ones. Runs take turns;
-times are the least of the repeats. Memory is what stays allocated for the backward pass.
+times are the least of the repeats, in seconds of the processor, which other processes disturb less. Memory is what stays
+allocated for the backward pass.
 """
 
 from __future__ import annotations
@@ -113,9 +114,9 @@ def one_size(features: int, batch: int, steps: int, repeats: int) -> None:
 
 
 def timed(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     run()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def kept_mib(cell: MixedCell, inputs: Tensor, hidden: Tensor, alphas: Tensor) -> float:

@@ -41,7 +41,7 @@ class _Mix(torch.autograd.Function):
         ctx.save_for_backward(products, state, weighting)
         gate, g = products.unbind(2)
         _, tanh, relu, sigmoid, identity = weighting.unsqueeze(-1).unbind(1)
-        candidate = torch.tanh(g).mul_(tanh)
+        candidate = _tanh(g).mul_(tanh)
         candidate.addcmul_(torch.relu(g), relu).addcmul_(torch.sigmoid(g), sigmoid).addcmul_(g, identity)
         carried = weighting[:, 1:].sum(1, keepdim=True) * state.unsqueeze(1)
         return torch.lerp(carried, candidate, torch.sigmoid(gate))
@@ -64,7 +64,7 @@ def _gradients(
     pre_gate, g = products.unbind(2)
     _, tanh, relu, sigmoid, identity = weighting.unsqueeze(-1).unbind(1)
     kept = weighting[:, 1:].sum(1, keepdim=True)
-    gate, t, q, r = torch.sigmoid(pre_gate), torch.tanh(g), torch.sigmoid(g), torch.relu(g)
+    gate, t, q, r = torch.sigmoid(pre_gate), _tanh(g), torch.sigmoid(g), torch.relu(g)
     through = gradient * gate  # what reaches the activations
     past = gradient - through  # and the state
     of_products = torch.empty_like(products)
@@ -81,3 +81,8 @@ def _gradients(
     of_kept = (past * state.unsqueeze(1)).sum((0, 2))
     of_operations = [of_kept + (through * value).sum((0, 2)) for value in (t, r, q, g)]
     return of_products, of_state, torch.stack([torch.zeros_like(of_kept), *of_operations], dim=1)
+
+
+def _tanh(g: Tensor) -> Tensor:
+    """2 sigmoid(2g) - 1: on processors a third of the time of torch.tanh; near zero exact to the last bit of 1, not of tanh."""
+    return (g + g).sigmoid_().mul_(2).sub_(1)
