@@ -28,7 +28,7 @@ from ofa.training.checkpoint import best_checkpoint, load_weights
 from ofa.training.distributed import join
 from ofa.training.text import Corpus, Vocabulary, batchify, load_text
 from ofa.training.text_config import TextConfig
-from ofa.training.text_loop import TextLoop, nats_a_token, open_or_create, perplexity_of
+from ofa.training.text_loop import TextLoop, nats_a_token, open_or_create, perplexity_of, require_one_process
 
 SCHEMA, VOCABULARY_SCHEMA, RESULT_SCHEMA = "ofa.language/1", "ofa.vocabulary/1", "ofa.language_result/1"
 
@@ -73,6 +73,7 @@ def train_language_model(
     config, out = config or LanguageConfig(), Path(out)
     corpus = load_text(text, kind=config.tokens, max_vocabulary=config.max_vocabulary)
     with join(device) as world:
+        require_one_process(world)
         torch.manual_seed(config.seed)
         net = LanguageModel(len(corpus.vocabulary), DiscreteCell(genotype, config.features))
         trainer = LanguageTrainer(out, net, corpus, config, world.device)
@@ -87,10 +88,7 @@ def train_language_model(
         trainer.load()
         trainer.run()
         result = measure(out, net, corpus, config)
-    say(
-        f"{out}: validation perplexity {result.valid_perplexity:.2f}, test {result.test_perplexity:.2f} (epoch {result.epoch}); "
-        f"next: ofa export --run {out}"
-    )
+    say(f"{out}: validation perplexity {result.valid_perplexity:.2f}, test {result.test_perplexity:.2f} (epoch {result.epoch})")
     return result
 
 

@@ -23,6 +23,7 @@ from ofa.errors import OfaError
 from ofa.language_model import LanguageModel, Noise
 from ofa.progress import progress, say, stop_after_step
 from ofa.training.checkpoint import list_checkpoints, load_training, load_weights, newest_checkpoint, save_checkpoint
+from ofa.training.distributed import World
 from ofa.training.text import Corpus, batchify, cut, piece
 from ofa.training.text_config import TextConfig
 
@@ -184,6 +185,12 @@ def nats_a_token(net: LanguageModel, stream: Tensor, *, batch: int, bptt: int = 
 def perplexity_of(nats: float) -> float:
     """Return exp(nats a token), or 1e304 where a number could not hold it."""
     return math.exp(min(nats, 700.0))
+
+
+def require_one_process(world: World) -> None:
+    """Refuse to run in several processes, which would all do the same."""
+    if world.size > 1:
+        raise TextTrainingError(f"{world.size} processes were started, but training on text runs in one; leave out torchrun")
 
 
 def open_or_create(folder: Path, schema: str, settings: Mapping[str, Any], *, resume: bool) -> None:

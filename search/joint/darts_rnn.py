@@ -28,7 +28,7 @@ from ofa.spaces.darts_rnn import SPACE
 from ofa.training.distributed import join
 from ofa.training.optimizer import load_optimizer, optimizer_tensors
 from ofa.training.text import batchify, load_text, piece
-from ofa.training.text_loop import METRICS, TextLoop, nats_a_token, open_or_create, perplexity_of
+from ofa.training.text_loop import METRICS, TextLoop, nats_a_token, open_or_create, perplexity_of, require_one_process
 from search.cell_drawing import cells_of, write_drawing
 from search.joint.architect import AlphaGradients, first_order, second_order, second_order_exact
 from search.joint.derive import derive_recurrent
@@ -62,6 +62,7 @@ def search_recurrent(
     config, out = config or RecurrentSearchConfig(), Path(out)
     corpus = load_text(text, kind=config.tokens, max_vocabulary=config.max_vocabulary)
     with join(device) as world:
+        require_one_process(world)
         torch.manual_seed(config.seed)
         net = LanguageModel(len(corpus.vocabulary), MixedCell(config.features))
         search = RecurrentSearch(out / FOLDER, net, corpus, config, world.device)
