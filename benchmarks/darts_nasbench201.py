@@ -3,7 +3,7 @@
     PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/darts_nasbench201.py [--data ../shared/data] [--out runs/darts_nasbench201]
     PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/darts_nasbench201.py --speed
 
-Left alone, DARTS ends in six skip connections (Dong and Yang 2020, arXiv 2001.00326, table 5: 54.30 / 15.61 / 16.32 % on
+Left alone, DARTS ends in six skip connections (Dong and Yang 2020, arXiv 2001.00326: 54.30 / 15.61 / 16.32 % on
 CIFAR-10, CIFAR-100 and ImageNet16-120). What is found after every epoch is looked up: test accuracy of that cell, trained for 200
 epochs by the benchmark's authors. Searches see 3,200 images of CIFAR-10 at 12 px; steps of the alphas are larger than the
 published ones because there are fewer. A limit to the skips and an early stop do not change what a search does before it ends, so
