@@ -49,7 +49,7 @@ def search_cyclic(
             raise SearchError(f"{world.size} processes were started, but a search by gradients runs in one; leave out torchrun")
         images = open_images(data, config, validation_fraction=validation_fraction, flip=flip)
         names = {"operations": list(cells.operations), "edges": {cell: list(rows) for cell, rows in cells.edges.items()}}
-        settings = {"method": "cdarts", **asdict(config), **names}
+        settings = {"method": "cdarts", **asdict(config), "epochs": config.epochs, **names}
         whole = SPACE.with_numbers(resolution=config.resolution).with_num_classes(len(images.source.classes))
         run = open_or_create(out, whole, images.source, settings, resume=resume)
         search = CyclicSearch(run, config, images, world.device)

@@ -153,8 +153,10 @@ class CyclicConfig:
 def variant(name: str, **settings: Any) -> CyclicConfig:
     """Return the settings of a variant: "paper", or "released" for the released code; `settings` take precedence.
 
-    Two habits of the released code are left out in both: the networks share no stem, and the joint step's gradients of the search
-    network's weights, which are never applied, have no part in the clipping of the others.
+    Habits of the released code that neither has: the networks share a stem; gradients of the search network's weights and of the
+    alphas have a part in clipping those of the evaluation network; rates never fall, as their schedules are not stepped; every
+    cycle forgets the state of all optimisers, not just that of the evaluation network's; and pre-training takes the place of the
+    first cycles, so that its own defaults (5 and 5) leave none.
 
     Raises:
         OfaError: for an unknown variant or an illegal value.

@@ -237,7 +237,7 @@ def test_a_search_writes_what_the_rest_of_the_toolkit_reads(whole):
     arch = run.space.from_json(read_json(whole / "arch.json", schema=ARCH_SCHEMA))
     genotype = parse_genotype((whole / "genotype.txt").read_text())
     assert run.space.from_genotype(genotype) == arch
-    assert record.config["method"] == "cdarts"
+    assert (record.config["method"], record.config["epochs"]) == ("cdarts", 5)
     assert [line["phase"] for line in record.metrics] == ["pretrain", *["warmup", "joint"] * 2]
     assert [decided.epoch for decided in record.decided] == list(range(6))
     assert {"loss", "alpha_loss", "evaluation_loss", "evaluation_top1", "alpha_top1", "distillation"} <= set(record.metrics[-1])
@@ -258,7 +258,7 @@ def stopped_after(steps):
         yield
 
 
-@pytest.mark.parametrize("steps", [3, 6, 9], ids=["in a warm-up", "between cycles", "in a joint epoch"])
+@pytest.mark.parametrize("steps", [6, 9], ids=["between cycles", "in a joint epoch"])
 def test_a_stopped_search_goes_on_to_the_same_bits(steps, whole, tmp_path):
     out = tmp_path / "stopped"
     with stopped_after(steps), pytest.raises(KeyboardInterrupt):
