@@ -1,28 +1,20 @@
-"""The search network of DARTS: every edge of a cell is the sum of all operations, weighted by their probabilities.
+"""The search network and steps of DARTS written straightforwardly: what benchmarks and tests compare the fast ones with.
 
-Liu et al. 2019 (DARTS, arXiv 1806.09055), section 2. The probabilities are arguments of a pass, never state of the network:
-one-hot rows give the discrete network. Edges go node by node and, within a node, source by source.
+Every operation of every edge is a module of its own that runs by itself, in torch's default layout; parameters are
+named as in the original code. The unrolled step builds a second network. Nothing here is shared with the package.
 """
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PRIMITIVES = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
 
-
-class MixedNetwork(nn.Module):
+class PlainNetwork(nn.Module):
     """The weights of all operations of all edges."""
 
     def __init__(self, num_classes: int, *, cells: int = 8, channels: int = 16, nodes: int = 4, stem_multiplier: int = 3) -> None:
@@ -39,29 +31,10 @@ class MixedNetwork(nn.Module):
             before, last, reduced = last, nodes * channels, reduce
         self.classifier = nn.Linear(last, num_classes)
 
-    def forward(
-        self,
-        images: Tensor,
-        normal: Tensor,
-        reduce: Tensor,
-        *,
-        skip_drop: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return logits, (n, classes).
-
-        Args:
-            images: (n, 3, h, w) float.
-            normal: (edges, 8) probability of every operation on every edge of the normal cells; any real numbers will do.
-            reduce: the same for the two reduction cells.
-            skip_drop: probability that a sample does without an edge's skip connection (training only); the others' are
-                scaled up in turn.
-            generator: of the CPU, which draws the samples.
-        """
-        drop = skip_drop if self.training else 0.0
+    def forward(self, images: Tensor, normal: Tensor, reduce: Tensor) -> Tensor:
         before = last = self.stem(images)
         for cell in self.cells:
-            before, last = last, cell(before, last, reduce if cell.reduce else normal, drop, generator)
+            before, last = last, cell(before, last, reduce if cell.reduce else normal)
         return self.classifier(last.mean((2, 3)))
 
 
@@ -77,13 +50,13 @@ class MixedCell(nn.Module):
         self.preprocess1 = ReluConv(last, channels)
         self._ops = nn.ModuleList(MixedEdge(channels, 2 if reduce and source < 2 else 1) for _, source in edges)
 
-    def forward(self, before: Tensor, last: Tensor, weights: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
+    def forward(self, before: Tensor, last: Tensor, weights: Tensor) -> Tensor:
         states = [self.preprocess0(before), self.preprocess1(last)]
         sums: list[Tensor] = []
         for (node, source), operations, row in zip(self.edges, self._ops, weights, strict=True):
             if source == 0:
                 sums = []
-            sums.append(operations(states[source], row, drop, generator))
+            sums.append(operations(states[source], row))
             if source == node + 1:
                 states.append(sum(sums[1:], sums[0]))
         return torch.cat(states[2:], 1)
@@ -108,12 +81,8 @@ class MixedEdge(nn.Module):
             ]
         )
 
-    def forward(self, x: Tensor, row: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:
-        outputs = [operation(x) for operation in self._ops[1:]]
-        if drop:
-            keep = (torch.rand(len(x), 1, 1, 1, generator=generator) >= drop).to(x) / (1 - drop)
-            outputs[2] = outputs[2] * keep
-        return sum((weight * output for weight, output in zip(row[2:], outputs[1:], strict=True)), row[1] * outputs[0])
+    def forward(self, x: Tensor, row: Tensor) -> Tensor:
+        return sum(weight * operation(x) for weight, operation in zip(row[1:], self._ops[1:], strict=True))
 
 
 class ReluConv(nn.Module):
@@ -170,3 +139,47 @@ def _separable(channels: int, kernel: int, stride: int, dilation: int) -> list[n
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=False),
     ]
+
+
+def loss_of(net: nn.Module, alphas: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of the network with softmaxed alphas."""
+    return F.cross_entropy(net(batch[0], *(alpha.softmax(1) for alpha in alphas)), batch[1])
+
+
+def first_order_gradients(net: nn.Module, alphas: Sequence[Tensor], valid: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Gradients of alphas as the original takes them: of everything, by `backward`."""
+    for variable in (*net.parameters(), *alphas):
+        variable.grad = None
+    loss_of(net, alphas, valid).backward()
+    return [alpha.grad for alpha in alphas]
+
+
+def second_order_gradients(
+    net: nn.Module,
+    alphas: Sequence[Tensor],
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+    optimizer: torch.optim.SGD,
+) -> list[Tensor]:
+    """Gradients of alphas through one step of the optimiser, taken by a second network."""
+    group = optimizer.param_groups[0]
+    weights = list(net.parameters())
+    gradients = torch.autograd.grad(loss_of(net, alphas, train), weights)
+    unrolled = copy.deepcopy(net)
+    with torch.no_grad():
+        for weight, new, gradient in zip(weights, unrolled.parameters(), gradients, strict=True):
+            moment = optimizer.state[weight].get("momentum_buffer", 0) if weight in optimizer.state else 0
+            new.copy_(weight - group["lr"] * (group["momentum"] * moment + gradient + group["weight_decay"] * weight))
+    direct = first_order_gradients(unrolled, alphas, valid)
+    vector = [weight.grad for weight in unrolled.parameters()]
+    radius = 0.01 / torch.cat([v.flatten() for v in vector]).norm()
+    sides = []
+    for factor in (radius, -2 * radius):
+        with torch.no_grad():
+            for weight, v in zip(weights, vector, strict=True):
+                weight.add_(factor * v)
+        sides.append(torch.autograd.grad(loss_of(net, alphas, train), alphas))
+    with torch.no_grad():
+        for weight, v in zip(weights, vector, strict=True):
+            weight.add_(radius * v)
+    return [d - group["lr"] * (p - m) / (2 * radius) for d, p, m in zip(direct, *sides, strict=True)]

@@ -32,9 +32,8 @@ def load_original(net: MixedNetwork, state: Mapping[str, Tensor]) -> None:
             raise FormatError(f"search network: the checkpoint has no {missing[0]}; is it of {len(net.cells)} cells?")
         value = torch.cat([state[part] for part in parts]) if len(parts) > 1 else state[parts[0]]
         if value.shape != ours[key].shape:
-            raise FormatError(
-                f"search network: {parts[0]} has shape {tuple(state[parts[0]].shape)}, expected others: {key} {ours[key].shape}"
-            )
+            expected = (len(ours[key]) // len(parts), *ours[key].shape[1:])
+            raise FormatError(f"search network: {parts[0]} has shape {tuple(state[parts[0]].shape)}, expected {expected}")
         ours[key].copy_(value)
         used.update(parts)
     extra = sorted(key for key in state.keys() - used if not key.endswith("num_batches_tracked"))

@@ -32,10 +32,14 @@ class AlphaGradients(NamedTuple):
     gradients: tuple[Tensor, ...]  # one for each tensor of alphas
 
 
-def first_order(valid_loss: Loss, alphas: Sequence[Tensor]) -> AlphaGradients:
-    """Return the gradients of the validation loss at the present weights; the weights' `.grad` stay as they are."""
-    loss = valid_loss()
-    return AlphaGradients(loss.detach(), _gradients(loss, alphas))
+def first_order(valid_loss: Loss, alphas: Sequence[Tensor], *, weights: Sequence[Tensor] = ()) -> AlphaGradients:
+    """Return the gradients of the validation loss at the present weights; the weights' `.grad` stay as they are.
+
+    Weights that are named are no variables meanwhile, which saves a third of the pass.
+    """
+    with _frozen(weights):
+        loss = valid_loss()
+        return AlphaGradients(loss.detach(), _gradients(loss, alphas))
 
 
 def second_order(
@@ -70,7 +74,7 @@ def second_order(
         train_loss, valid_loss, weights, alphas, eta, momentum, buffers, weight_decay, clip, unmoved
     )
     radius = PERTURBATION / float(_norm(vector))
-    with _restored(weights):
+    with _restored(weights), _frozen(weights):
         _add(weights, vector, radius)
         plus = _gradients(train_loss(), alphas)
         _add(weights, vector, -2 * radius)
@@ -159,6 +163,19 @@ def _restored(weights: Sequence[Tensor]) -> Iterator[None]:
     finally:
         with torch.no_grad():
             torch._foreach_copy_(list(weights), copies)
+
+
+@contextmanager
+def _frozen(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Keep weights from being variables of the passes inside."""
+    variables = [weight for weight in weights if weight.requires_grad]
+    try:
+        for weight in variables:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in variables:
+            weight.requires_grad_(True)
 
 
 def _add(weights: Sequence[Tensor], vector: Sequence[Tensor], factor: float) -> None:
