@@ -321,6 +321,21 @@ def test_training_commands_run_as_written(tmp_path, readme_environment):
     assert (done.returncode, done.stdout) == (0, "[2, 2, 2, 2, 2]\n"), done.stderr
 
 
+@pytest.mark.slow
+def test_cells_commands_run_as_written(tmp_path, readme_environment):
+    """docs/cells.md, with this repository's words in the place of a user's text."""
+    (tmp_path / "words.txt").write_text((ROOT / "docs/training.md").read_text() * 3)
+    commands = [line for block in code_blocks("console", "docs/cells.md") for line in block.splitlines()]
+    assert len(commands) == 12
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=readme_environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (tmp_path / "runs/darts/report.html").exists()
+    assert json.loads((tmp_path / "out/found/verify.json").read_text())["ok"] is True
+
+
 def test_readme_python_runs_as_written(tmp_path, readme_environment):
     (block,) = code_blocks("python")
     done = subprocess.run(
