@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.space import Population
-from search.nasbench201 import SPACE as NASBENCH201
+from ofa.spaces.nasbench201 import SPACE as NASBENCH201
 from search.nasbench_macro import SPACE as NASBENCH_MACRO
 from search.tabular import TableRows, TabularCost
 
@@ -27,8 +27,9 @@ class Nasbench201:
             self.latency_ms = {name: devices[name] for name in devices.files if name != "ops"}
         self.space = NASBENCH201
         names = [str(name) for name in self.columns["op_names"]]
-        order = [names.index(str(option)) for option in self.space.dimensions[0].options]
-        self.population = np.argsort(order)[self.columns["ops"]].astype(np.int16)
+        order = [names.index(str(option)) for option in self.space.dimensions[-1].options]
+        edges = np.argsort(order)[self.columns["ops"]].astype(np.int16)
+        self.population = np.concatenate([np.zeros((len(edges), 1), np.int16), edges], axis=1)  # one resolution
         self.rows = TableRows(self.space, self.population)
         self.counts = {name: TabularCost(name, self.rows, self.columns[name].astype(float)) for name in ("params", "macs")}
 

@@ -1,6 +1,6 @@
 """Accuracy and costs of networks that somebody measured, from a table: one row a network, found by its choices.
 
-As CSV: one column for each dimension of the space, `top1` (a share) or `top1_percent`, and if you like what a network costs:
+As CSV: one column for each dimension of the space that has more than one option, `top1` (a share) or `top1_percent`, and if you like what a network costs:
 `latency_ms@DEVICE`, `energy_mj@DEVICE`, `macs`, `params`. An empty cost is unknown. A choice without effect, such as the kernel
 size of a block that the stage is too shallow for, may be anything, or empty.
 """
@@ -167,7 +167,7 @@ def _columns(path: Path, header: Sequence[str], space: SearchSpace) -> dict[str,
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise ArtefactError(f"{path}: column {twice!r} stands twice")
-    missing = [d.name for d in space.dimensions if d.name not in header]
+    missing = [d.name for d in space.dimensions if d.name not in header and len(d.options) > 1]
     if missing:
         raise ArtefactError(
             f"{path}: no column {missing[0]!r} ({len(missing)} missing), expected one for each dimension of {space.name}, with "
@@ -187,6 +187,9 @@ def _population(
 ) -> Population:
     codes = np.empty((len(cells), len(space.dimensions)), dtype=np.int16)
     for c, dimension in enumerate(space.dimensions):
+        if dimension.name not in columns:  # there is nothing to choose
+            codes[:, c] = 0
+            continue
         texts, index = np.unique([row[columns[dimension.name]] for row in cells] or [""], return_inverse=True)
         codes[:, c] = np.array([option_index(dimension, text) for text in texts.tolist()], dtype=np.int16)[index][: len(cells)]
     wrong = np.argwhere((codes < 0) & space.active(np.maximum(codes, 0)))

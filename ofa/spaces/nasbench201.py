@@ -12,11 +12,11 @@ from functools import cached_property
 
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
+from ofa.formats.nasbench201 import EDGES
 from ofa.slots import fixed
 from ofa.space import Dimension, SearchSpace, Slot
 
 OPERATIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")  # cheapest first
-EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))  # (to, from), in the order of the benchmark's architecture strings
 BLOCKS = {"avg_pool_3x3": ("avgpool", 3), "nor_conv_1x1": ("relu_conv", 1), "nor_conv_3x3": ("relu_conv", 3)}
 NODES, STAGES = 3, 3
 

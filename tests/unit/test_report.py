@@ -843,7 +843,7 @@ def test_a_search_alone_that_chose_nothing_yet_asks_for_a_search(tmp_path: Path)
 
 
 def test_a_space_of_choices_shows_what_its_table_knows_and_offers_no_export(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "r", get_space("search.nasbench201"), None, None)
+    run = Run.create(tmp_path / "r", get_space("search.nasbench_macro"), None, None)
     archs = list(dict.fromkeys(run.space.decode(run.space.sample(np.random.default_rng(0), 12))))
     rows = tuple(
         Candidate(arch, 0.5 + 0.01 * i, {"latency@pi4": 5.0 + i, "macs": 1.25e6 * (1 + i), "params": 2.5e3 * (1 + i)}, True)
@@ -853,7 +853,7 @@ def test_a_space_of_choices_shows_what_its_table_knows_and_offers_no_export(tmp_
     add_rounds(run, "a", "latency@pi4 <= 8ms", accuracy="nb201.csv", **facts)
     page = page_of(run)
     for words in (
-        "A search in a space of 15,625 networks.",
+        "A search in a space of 6,561 networks.",
         "Nothing can be exported: the space is known by its choices alone, and has no weights.",
         "Latency from a table",
         "Latency is what the table of accuracies states: the space is known by its choices alone",
