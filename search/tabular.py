@@ -1,8 +1,8 @@
 """Accuracy and costs of networks that somebody measured, from a table: one row a network, found by its choices.
 
-As CSV: one column for each dimension of the space that has more than one option, `top1` (a share) or `top1_percent`, and if you like what a network costs:
-`latency_ms@DEVICE`, `energy_mj@DEVICE`, `macs`, `params`. An empty cost is unknown. A choice without effect, such as the kernel
-size of a block that the stage is too shallow for, may be anything, or empty.
+As CSV: one column for each dimension of the space that has more than one option, `top1` (a share) or `top1_percent`, and if you
+like what a network costs: `latency_ms@DEVICE`, `energy_mj@DEVICE`, `macs`, `params`. An empty cost is unknown. A choice without
+effect, such as the kernel size of a block that the stage is too shallow for, may be anything, or empty.
 """
 
 from __future__ import annotations
