@@ -125,8 +125,11 @@ def load_language_model(folder: Path | str) -> tuple[LanguageModel, Vocabulary]:
         raise ArtefactError(
             f"{folder}: holds no trained language model; train one: ofa train --arch ... --text ... --out {folder}"
         )
-    vocabulary = Vocabulary(tuple(map(str, tokens["tokens"])), str(tokens["kind"]))
-    net = LanguageModel(len(vocabulary), DiscreteCell(genotype, int(config["features"]))).eval()
+    try:
+        vocabulary = Vocabulary(tuple(map(str, tokens["tokens"])), str(tokens["kind"]))
+        net = LanguageModel(len(vocabulary), DiscreteCell(genotype, int(config["features"]))).eval()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:100]}); train it again") from None
     load_weights(best, net)
     return net, vocabulary
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -232,6 +233,16 @@ def test_folder_without_a_model_is_refused(tmp_path, trained, text):
         load_language_model(tmp_path)
     with pytest.raises(ArtefactError, match="no checkpoint with a validation loss"):
         measure(tmp_path, new_trainer(tmp_path, text).net, load_text(text), SMALL)
+
+
+def test_folder_with_a_setting_removed_is_refused(tmp_path, trained):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["features"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtefactError, match=r"damaged \(KeyError: 'features'\)"):
+        load_language_model(folder)
 
 
 # -- export ------------------------------------------------------------------------------------------------------------
