@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofa.mixed_blocks import FactorizedReduce, Norm, ReluConv, Separable, from_phases, to_phases
+from ofa.mixed_blocks import FactorizedReduce, Norm, ReluConv, Separable, every_second, from_phases, to_phases
 from ofa.mixed_functions import weighted_sum
 
 NONE, MAX_POOL, AVG_POOL, SKIP, SEP3, SEP5, DIL3, DIL5 = range(8)  # columns of probabilities
@@ -125,7 +125,7 @@ class Source(nn.Module):
         if phased:
             r = to_phases(r)
         elif self.stride == 2:  # even rows and columns are all that is read
-            r = r[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+            r = every_second(r, 0)
         parts = Parts(self.channels)
         for i, kind in enumerate(DILATED):
             if chosen := targets[kind]:
