@@ -32,11 +32,11 @@ class Norm(nn.Module):
         """Normalise the channels of the chosen edges (None = all), (n, chosen * c, h, w), and multiply them by a weight each."""
         if chosen is None or len(chosen) == self.edges:
             return F.batch_norm(x, self.mean, self.var, weight, None, self.training, MOMENTUM, EPS)
-        statistics = [_pick(buffer, self.edges, chosen) for buffer in (self.mean, self.var)]
-        y = F.batch_norm(x, *statistics, weight, None, self.training, MOMENTUM, EPS)
+        mean, var = _pick(self.mean, self.edges, chosen), _pick(self.var, self.edges, chosen)
+        y = F.batch_norm(x, mean, var, weight, None, self.training, MOMENTUM, EPS)
         if self.training:
-            for buffer, changed in zip((self.mean, self.var), statistics, strict=True):
-                buffer.view(self.edges, -1)[chosen] = changed.view(len(chosen), -1)
+            self.mean.view(self.edges, -1)[chosen] = mean.view(len(chosen), -1)
+            self.var.view(self.edges, -1)[chosen] = var.view(len(chosen), -1)
         return y
 
     def same(self, x: Tensor, chosen: Sequence[int]) -> list[Tensor]:

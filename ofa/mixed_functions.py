@@ -30,12 +30,12 @@ def depthwise(x: Tensor, weight: Tensor, edges: int = 1, *, stride: int = 1, dil
     """
     if dilation > 1:
         return _plain_depthwise(x, weight, edges, stride, dilation)
-    return _Depthwise.apply(x, weight, edges, stride)  # type: ignore[no-untyped-call]
+    return _Depthwise.apply(x, weight, edges, stride)
 
 
 def weighted_sum(weights: Tensor, weighted: Sequence[Tensor], others: Sequence[Tensor] = ()) -> Tensor:
     """Add tensors of one shape: some times a number each, (len(weighted),), and the others as they are."""
-    return _WeightedSum.apply(weights, *weighted, *others)  # type: ignore[no-untyped-call]
+    return _WeightedSum.apply(weights, *weighted, *others)
 
 
 def _plain_depthwise(x: Tensor, weight: Tensor, edges: int, stride: int, dilation: int = 1) -> Tensor:
