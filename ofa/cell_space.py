@@ -23,7 +23,7 @@ from ofa.slots import fixed
 from ofa.space import ArchConfig, Dimension, SearchSpace, Slot, Value
 
 STEMS = {"cifar": 4, "imagenet": 32}  # -> what the resolution must be a multiple of: reductions halve it without a rest
-AS_IT_SHIPS: dict[str, int | str] = {"cells": 20, "channels": 36, "resolution": 32, "stem": "cifar"}
+Numbers = tuple[tuple[str, int | str], ...]
 STEM_MULTIPLIER = 3  # width of CIFAR's stem over that of the first cell
 OPERATIONS = {  # name in the field -> kind of block, kernel size; skip_connect is no block, or a factorized reduction
     "max_pool_3x3": ("maxpool", 3),
@@ -83,8 +83,10 @@ class CellSpace(SearchSpace):
     num_classes: int = 10
     bn_eps: float = 1e-5
     kernel_transforms: bool = False
+    usual: Numbers = ()  # numbers that its name leaves out; (): those that it is made with
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "usual", self.usual or tuple(self.numbers.items()))
         if self.stem not in STEMS:
             raise OfaError(f"{self.base}: stem is {self.stem!r}, expected {' or '.join(STEMS)}")
         if self.cells < 3:
@@ -99,8 +101,8 @@ class CellSpace(SearchSpace):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Base name, and the numbers that differ from the space as it ships: "darts:cells=8,channels=16"."""
-        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if value != AS_IT_SHIPS[key])
+        """Base name, and the numbers that were changed with `with_numbers`: "darts:cells=8,channels=16"."""
+        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if (key, value) not in self.usual)
         return f"{self.base}:{changed}" if changed else self.base
 
     @property

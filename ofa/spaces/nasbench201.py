@@ -32,8 +32,10 @@ class NasBench201Space(SearchSpace):
     num_classes: int = 10
     bn_eps: float = 1e-5
     kernel_transforms: bool = False
+    usual: tuple[tuple[str, int], ...] = ()  # numbers that its name leaves out; (): those that it is made with
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "usual", self.usual or tuple(self.numbers.items()))
         if self.cells < 1 or self.channels < 1:
             raise OfaError(f"{self.base}: {self.cells} cells of {self.channels} channels, expected at least 1 of each")
         if self.resolution_px < 4 or self.resolution_px % 4:
@@ -41,9 +43,8 @@ class NasBench201Space(SearchSpace):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Base name, and the numbers that differ from the benchmark's."""
-        usual = {"cells": 5, "channels": 16, "resolution": 32}
-        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if value != usual[key])
+        """Base name, and the numbers that were changed with `with_numbers`."""
+        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if (key, value) not in self.usual)
         return f"{self.base}:{changed}" if changed else self.base
 
     @property

@@ -374,10 +374,10 @@ def test_documented_space_and_device_work(tmp_path, readme_environment, monkeypa
 def documented_spaces():
     """Name -> the code of its file, of all spaces in docs/adding.md."""
     blocks = [block for block in code_blocks("python", "docs/adding.md") if "SPACE = " in block]
-    return {re.search('name="(.*)"', block)[1]: block for block in blocks}
+    return {re.search('(?:name|base)="(.*)"', block)[1]: block for block in blocks}
 
 
-@pytest.mark.parametrize("name", ["mylab.residual", "mylab.shared"])
+@pytest.mark.parametrize("name", ["mylab.residual", "mylab.shared", "mylab.own_cells"])
 def test_documented_families_work(name, tmp_path, monkeypatch):
     path = tmp_path / f"{name.replace('.', '/')}.py"
     path.parent.mkdir()
