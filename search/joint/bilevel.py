@@ -110,7 +110,7 @@ class BilevelSearch(SteppedSearch):
             return self._loss(*other, drop, self.probabilities())
 
         if config.order == "1":
-            return first_order(valid_loss, alphas)
+            return first_order(valid_loss, alphas, weights=self.weights)
         differentiate = second_order if config.order == "2" else second_order_exact
         return differentiate(
             train_loss,
