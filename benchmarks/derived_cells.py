@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ofa.architectures import find_arch
 from ofa.cell_space import CellSpace
 from ofa.counts import macs, params
+from ofa.find_arch import find_arch
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from ofa.spaces import get_space

@@ -26,8 +26,8 @@ from deploy.precision import COMMON, PrecisionError
 from deploy.rounding import CALIBRATION_IMAGES, JUDGED_IMAGES, describe
 from deploy.runtimes import first_line, open_session
 from deploy.torch_export import Exporter, onnx_of_module
-from ofa.architectures import find_genotype
 from ofa.errors import OfaError
+from ofa.find_arch import find_genotype
 from ofa.formats.darts import load_network
 from ofa.formats.published import read_tensors
 from ofa.functions import load_function

@@ -280,7 +280,7 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
 
 def _which_network(arch: str | None, space: str | None, numbers: dict[str, int | None]) -> tuple[str, ArchConfig | None]:
     """The space to train and, if it is only one network of it, which."""
-    from ofa.architectures import find_arch
+    from ofa.find_arch import find_arch
     from ofa.spaces import get_space
 
     given = {name: value for name, value in numbers.items() if value is not None}

@@ -37,8 +37,8 @@ def train_text(
 
     `ofa nas darts --rnn` finds cells; `ofa export runs/words -o out/` writes one step of the model as ONNX.
     """
-    from ofa.architectures import find_genotype
     from ofa.errors import OfaError
+    from ofa.find_arch import find_genotype
     from ofa.genotype import RecurrentGenotype
     from ofa.training.language import LanguageConfig, train_language_model
 

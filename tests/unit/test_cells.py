@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofa.architectures import find_arch, find_genotype
 from ofa.artefacts import ArtefactError, write_json
 from ofa.block_spec import Blocks, BlockSpec, last_readers, wiring
 from ofa.blocks import build_network
 from ofa.errors import OfaError
+from ofa.find_arch import find_arch, find_genotype
 from ofa.genotype import Genotype, GenotypeError, RecurrentGenotype, parse_genotype
 from ofa.genotypes import get_genotype, list_genotypes
 from ofa.space import InvalidArchError
