@@ -2,8 +2,8 @@
 
     python benchmarks/derived_cells.py --data cifar10.tar.xz --found darts=runs/darts --found cdarts=runs/cdarts
 
-Every network is trained from scratch with the same settings and seeds; what differs is the cell. A training that was done before is
-not repeated. Parameters and multiply-adds stand beside the accuracies: more of them is the simplest way to win.
+Every network is trained from scratch with the same settings and seeds; what differs is the cell. A training that was done before
+is not repeated. Parameters and multiply-adds stand beside the accuracies: more of them is the simplest way to win.
 """
 
 from __future__ import annotations

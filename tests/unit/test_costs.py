@@ -84,7 +84,7 @@ def live_activations(blocks):
     only = next(iter(blocks.values()))
     if len(blocks) == 1 and only.num_inputs > 1:
         parts = {str(i): BlockSpec("zeros", only.in_channels, only.in_channels, only.resolution) for i in range(only.num_inputs)}
-        blocks = Blocks({**parts, "block": only}, {"block": tuple(parts), **{part: ("images",) for part in parts}})
+        blocks = Blocks({**parts, "block": only}, {"block": tuple(parts), **dict.fromkeys(parts, ("images",))})
     model = onnx.load_from_string(emit(blocks))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     graph = shape_inference.infer_shapes(model, data_prop=True, strict_mode=True).graph

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from latency.cost import CountCost
 from ofa import bignas, resnet
 from ofa.bignas import BigNasSpace
-from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, wiring
+from ofa.block_spec import IMAGES, BlockSpec, wiring
 from ofa.errors import OfaError
 from ofa.mobilenet import MobileNetSpace, Stage
 from ofa.resnet import ResNetSpace
