@@ -9,11 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.export_module import export_module, load_cells
 from ofa.artefacts import ArtefactError, write_json
 from ofa.block_spec import Blocks, BlockSpec, last_readers, wiring
 from ofa.blocks import build_network
 from ofa.errors import OfaError
 from ofa.find_arch import find_arch, find_genotype
+from ofa.formats.darts import key_map, load_network
+from ofa.formats.published import FormatError
 from ofa.genotype import Genotype, GenotypeError, RecurrentGenotype, parse_genotype
 from ofa.genotypes import get_genotype, list_genotypes
 from ofa.space import InvalidArchError
@@ -236,6 +239,52 @@ def test_cells_do_not_fit_other_spaces():
         find_arch("darts_v2", space="mbv3_tiny_image")
     with pytest.raises(GenotypeError, match="has 5 nodes, expected 4"):
         find_arch("nasnet_a", space="darts")
+
+
+# -- weights of the authors' code ---------------------------------------------------------------------------------------
+
+
+def original_state(name):
+    """A random network of published cells under the keys of its authors' code, as they save it: in a DataParallel wrapper."""
+    genotype = get_genotype(name)
+    space = find_arch(name, cells=3, channels=4)[0]
+    blocks = space.blocks(space.from_genotype(genotype))
+    net = build_network(blocks).eval()
+    with torch.no_grad():
+        for key, value in net.named_buffers():
+            if "running" in key:
+                value.uniform_(0.5, 1.5)
+    names = key_map(genotype, blocks)
+    return net, {f"module.{names[key]}": value for key, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["darts_v2", "amoebanet_a"])
+def test_the_authors_weights_are_exported_as_they_are(name, tmp_path):
+    net, state = original_state(name)
+    torch.save({"state_dict": state}, tmp_path / "weights.pt")
+    found, resolution = load_cells(name, tmp_path / "weights.pt")
+    images = torch.randn(2, 3, resolution, resolution)
+    with torch.no_grad():
+        torch.testing.assert_close(found(images), net(images))
+    exported = export_module(found, tmp_path / "out", resolution=resolution)
+    assert exported.parity_error < 1e-5
+
+
+def test_weights_of_other_cells_are_refused(tmp_path):
+    _, state = original_state("darts_v2")
+    for wrong, message in (
+        ({**state, "cells.0.more": torch.zeros(1)}, "has cells.0.more"),
+        ({key: value for key, value in state.items() if "classifier" not in key}, "has no cells, stem and classifier"),
+        ({key: value for key, value in state.items() if not key.endswith("stem.1.bias")}, "has no stem.1.bias"),
+        ({**state, "module.stem.1.bias": torch.zeros(3)}, "stem.1.bias has shape (3,)"),
+    ):
+        with pytest.raises(FormatError, match=re.escape(message)):
+            load_network(wrong, get_genotype("darts_v2"))
+    with pytest.raises(FormatError, match="is it of another genotype"):
+        load_network(state, get_genotype("pc_darts"))
+    write_json(tmp_path / "arch.json", SMALL.to_json(SMALL.largest), sealed=True)
+    with pytest.raises(OfaError, match="its run has them"):
+        load_cells(tmp_path / "arch.json", tmp_path / "w.pt")
 
 
 # -- training -----------------------------------------------------------------------------------------------------------
