@@ -46,7 +46,7 @@ class RecurrentSpace(SearchSpace):
         Raises:
             OfaError: always.
         """
-        raise OfaError(f"space {self.name}: recurrent cells have no blocks; train one with: ofa train --arch ... --text ...")
+        raise OfaError(f"space {self.name}: recurrent cells have no blocks; train one with: ofa train-text")
 
     def to_genotype(self, arch: ArchConfig) -> RecurrentGenotype:
         """Return the cell of a point."""

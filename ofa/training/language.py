@@ -123,7 +123,7 @@ def load_language_model(folder: Path | str) -> tuple[LanguageModel, Vocabulary]:
     best = best_checkpoint(folder)
     if not isinstance(genotype, RecurrentGenotype) or best is None:
         raise ArtefactError(
-            f"{folder}: holds no trained language model; train one: ofa train --arch ... --text ... --out {folder}"
+            f"{folder}: holds no trained language model; train one: ofa train-text ARCH --text FILE --out {folder}"
         )
     try:
         vocabulary = Vocabulary(tuple(map(str, tokens["tokens"])), str(tokens["kind"]))
