@@ -83,7 +83,7 @@ def search_recurrent(
     write_json(out / "arch.json", SPACE.to_json(SPACE.from_genotype(genotype)), sealed=True)
     say(
         f"{genotype}\nthe cell has no weights of its own yet, and its perplexity is not that of the search; "
-        f"next: ofa train --arch {out / 'arch.json'} --text {text}"
+        f"next: ofa train-text {out} --text {text} --out DIR"
     )
     return genotype
 
