@@ -93,6 +93,28 @@ def test_logits_and_first_order_gradients_equal_the_original(case):
     assert [[*edge] for node in cells.reduce for edge in node] == case["genotype"]["reduce"]
 
 
+@pytest.mark.parametrize("case", ids(FIXTURES["search_logits"]))
+def test_running_statistics_equal_the_original_after_one_pass(case):
+    net = filled(case).train()
+    with torch.no_grad():
+        net(batch_of(case)[0], *(a.softmax(1) for a in alphas_of(case)))
+    (key,) = (ours for ours, theirs in original_keys(net).items() if theirs == ["cells.0.preprocess0.op.2.running_mean"])
+    close(net.state_dict()[key][:4], case["running_mean_after_one_train_fwd_cells0_preproc0_first4"], DIRECT)
+
+
+@pytest.mark.parametrize("name", ["SEARCH_C4_L3", "SEARCH_C16_L8"])
+def test_tensors_are_as_many_as_the_originals(name):
+    told = FIXTURES["search_networks"][name]
+    channels, cells = (int(part[1:]) for part in name.split("_")[1:])
+    net = MixedNetwork(10, cells=cells, channels=channels)
+    theirs = [part for parts in original_keys(net).values() for part in parts]
+    counters = sum(part.endswith("running_mean") for part in theirs)  # BatchNorm's counts of batches, which are read by nobody
+    assert len(set(theirs)) == len(theirs)
+    assert len(theirs) + counters == told["state_dict_keys"]
+    assert sum("running" not in part for part in theirs) == told["named_parameters"]
+    assert sum(p.numel() for p in net.parameters()) == told["params_weights"]
+
+
 @pytest.mark.parametrize("case", ids(FIXTURES["architect"]))
 def test_architect_steps_equal_the_original(case):
     net, alphas = filled(case), alphas_of(case)
