@@ -103,6 +103,7 @@ def export(
     from deploy.export_module import export_module, load_cells, make_module
     from deploy.prove import prove as measure
     from ofa.functions import is_function_name
+    from ofa.genotypes import list_genotypes
     from ofa.progress import say
 
     if (Path(source) / "vocabulary.json").exists():
@@ -122,6 +123,8 @@ def export(
         "max_drop": _share("--max-drop", max_drop),
         "finetune_epochs": finetune,
     }
+    if source in list_genotypes() and weights is None:
+        raise OfaError(f"{source}: a published cell needs weights: give --weights, or train it: ofa train --arch {source}")
     if is_function_name(source) or weights is not None:
         _refuse(ctx, source, ("run", "finetune", "max_drop", "layer"), "are for networks of a run")
         classes = None if labels is None else _read_labels(labels)

@@ -20,6 +20,7 @@ from ofa.artefacts import read_json, write_json
 from ofa.run_dir import DataSource, Run, max_resolution
 from ofa.space import ArchConfig, SearchSpace
 from ofa.spaces import get_space
+from ofa.training.auxiliary import make_head
 from ofa.training.checkpoint import KEEP, list_checkpoints
 from ofa.training.config import TrainConfig
 from ofa.training.data import ORIENTED, Images, Preprocessing, load_images, split_validation
@@ -96,6 +97,10 @@ def train_supernet(
         whole = get_space(space, num_classes=len(source.classes))
         chosen = whole if arch is None else whole.restrict(arch)
         make_phases(chosen, config, total_steps=1_000, taught=teacher is not None)  # raises before anything is written
+        if config.auxiliary:
+            make_head(chosen)  # likewise
+        if config.drop_path and not any(slot.is_path for slot in chosen.slots) and world.is_first:
+            warnings.warn(f"drop_path = {config.drop_path!r} has no effect on {space}, which has no cells", stacklevel=2)
         asked = None if teacher is None else open_teacher(teacher, train, preprocess, world.device)
         settings = {
             **asdict(config),

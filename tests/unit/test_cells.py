@@ -331,6 +331,14 @@ def test_an_auxiliary_head_needs_one_network_with_room_for_it():
     assert head(torch.randn(2, 64, 16, 16)).shape == (2, 10)
 
 
+def test_settings_of_cells_on_other_networks_leave_nothing_behind(tmp_path):
+    with pytest.raises(OfaError, match="leave --auxiliary out"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "run", config=TrainConfig(auxiliary=0.4))
+    assert not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match="drop_path = 0.1 has no effect on mbv3_tiny_image"):
+        train_supernet("mbv3_tiny_image", "digits", tmp_path / "run", config=TrainConfig(epochs=1, batch_size=512, drop_path=0.1))
+
+
 @pytest.mark.parametrize("stopped_after", [1])
 def test_training_with_everything_on_resumes_to_the_bit(stopped_after, tmp_path):
     space = get_space("darts:cells=3,channels=2")
