@@ -43,7 +43,7 @@ OF_CYCLES = (
         "seed",
     ),
 )
-OF_TEXT = ("tokens", "features", "bptt")
+OF_TEXT = ("tokens", "max_vocabulary", "features", "bptt", "untied_unrolled_embedding")
 NOT_SETTINGS = ("data", "table", "flip")  # besides, what a search of text has no use for
 
 
@@ -66,6 +66,16 @@ def darts(
         int | None, typer.Option(help="With --rnn: size of the embedding and of every state; default 300.")
     ] = None,
     bptt: Annotated[int | None, typer.Option(help="With --rnn: tokens that a gradient reaches back; default 35.")] = None,
+    max_vocabulary: Annotated[
+        int | None, typer.Option(help="With --rnn: tell apart only so many tokens, the most frequent; default: all.")
+    ] = None,
+    untied_unrolled_embedding: Annotated[
+        bool | None,
+        typer.Option(
+            "--untied-unrolled-embedding",
+            help="With --rnn, order 2 or exact: leave the embedding behind as the published code does.",
+        ),
+    ] = None,
     space: Annotated[
         str | None, typer.Option(help="darts (default: a normal and a reduction cell) or nasbench201 (one cell, six edges).")
     ] = None,
