@@ -123,10 +123,7 @@ class Table:
 
 def derive(probabilities: Tensor, *, none: bool, max_skips: int | None) -> str:
     """Return the cell that probabilities (6, 5) decide for."""
-    chosen = probabilities.clone()
-    if not none:
-        chosen[:, NONE] = 0
-    return NasBench201Cell(resolution=CONFIG.resolution).derive({"cell": chosen}, max_skips).text
+    return NasBench201Cell(resolution=CONFIG.resolution, derives_none=none).derive({"cell": probabilities}, max_skips).text
 
 
 def history(record: SearchRecord, table: Table) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ and every block is in the network. Cells of DARTS differ in two ways, which the 
   the mean latency of all cells of the space, and after the search the expectation is off by as much as the strong edges'
   operations differ from the others'.
 
-NAS-Bench-201 is as ProxylessNAS has it: every edge is in the cell, and `none` is one of its operations.
+NAS-Bench-201 is as ProxylessNAS has it: every edge is in the cell. `none` is one of its operations where it may be derived.
 
 F is what the device's table says of the operation in the network to be derived, at its width, stride and resolution, summed over
 all cells of a kind; what every network has besides (stem, inputs of cells, sums, classifier) is added.
@@ -132,9 +132,11 @@ class _EdgesTerm:
     columns: list[int]
     rows: list[int]
     table: Tensor  # an axis of operations for each edge
+    derived: Tensor  # (operations,) 1, or 0 for `none` where it is never derived
 
     def __call__(self, chosen: Probabilities) -> Tensor:
-        found = chosen[self.cell][:, self.columns]
+        found = chosen[self.cell][:, self.columns] * self.derived.to(chosen[self.cell])
+        found = found / found.sum(1, keepdim=True)
         value = self.table.to(found)
         for row in reversed(self.rows):
             value = value @ found[row]  # sums over the last axis
@@ -148,7 +150,9 @@ def _term(relaxed: Relaxation, space: SearchSpace, names: list[str], table: Tens
     if not names[0].endswith(".inputs"):
         (cell,) = relaxed.edges
         wires = [name.removeprefix("node").split(".from") for name in names]
-        return _EdgesTerm(cell, columns, [relaxed.edges[cell].index((int(to), int(source))) for to, source in wires], table)
+        rows = [relaxed.edges[cell].index((int(to), int(source))) for to, source in wires]
+        derived = torch.tensor([float(relaxed.derives_none or operation != "none") for operation in options[-1]])
+        return _EdgesTerm(cell, columns, rows, table, derived)
     cell, node, _ = names[0].split(".")
     to = int(node.removeprefix("node"))
     pairs = [[relaxed.edges[cell].index((to, int(source))) for source in str(option).split()] for option in options[0]]

@@ -52,6 +52,11 @@ class Relaxation(Protocol):
         ...
 
     @property
+    def derives_none(self) -> bool:
+        """Whether `none` may be what is found on an edge."""
+        ...
+
+    @property
     def edges(self) -> Mapping[str, tuple[Edge, ...]]:
         """Return cell -> rows of its probabilities."""
         ...
@@ -75,6 +80,7 @@ class DartsCells:
     """A normal and a reduction cell of four nodes, each of which keeps two edges. Liu et al. 2019 (DARTS, arXiv 1806.09055)."""
 
     operations = PRIMITIVES
+    derives_none = False
 
     def __init__(self, *, resolution: int, cells: int = 8, channels: int = 16) -> None:
         """Make it of the numbers of the search network.
@@ -112,7 +118,13 @@ class NasBench201Cell:
 
     operations = OPERATIONS
 
-    def __init__(self, *, resolution: int, cells: int = 5, channels: int = 16) -> None:
+    def __init__(self, *, resolution: int, cells: int = 5, channels: int = 16, derives_none: bool = False) -> None:
+        """Make it of the numbers of the search network.
+
+        Args:
+            derives_none: let `none` win an edge, as the benchmark's authors derive; DARTS' own rule leaves it out.
+        """
+        self.derives_none = derives_none
         self.space: NasBench201Space = nasbench201.SPACE.with_numbers(resolution=resolution)
         self.cells, self.channels = cells, channels
         self.edges = {"cell": EDGES}
@@ -126,8 +138,10 @@ class NasBench201Cell:
         return net(images, chosen["cell"], skip_drop=skip_drop, generator=generator)
 
     def derive(self, chosen: Probabilities, max_skips: int | None = None) -> Found:
-        """Return the most probable operation of every edge, `none` too, as the benchmark's authors do."""
-        rows, skip = chosen["cell"].detach().cpu().double(), OPERATIONS.index(SKIP)
+        """Return the most probable operation of every edge."""
+        rows, skip = chosen["cell"].detach().cpu().double().clone(), OPERATIONS.index(SKIP)
+        if not self.derives_none:
+            rows[:, OPERATIONS.index("none")] = 0
         taken = rows.argmax(1)
         excess = int((taken == skip).sum()) - (len(rows) if max_skips is None else max_skips)
         if excess > 0:

@@ -116,6 +116,14 @@ def test_learning_rate_falls_as_published():
         schedule.step()
 
 
+def test_none_is_found_on_nasbench201_only_if_it_may_be():
+    p = torch.full((6, 5), 0.1)
+    p[:, 0], p[:, 4] = 0.6, 0.2
+    assert NasBench201Cell(resolution=32, derives_none=True).derive({"cell": p}).arch.values[1:] == ("none",) * 6
+    assert NasBench201Cell(resolution=32).derive({"cell": p}).arch.values[1:] == ("avg_pool_3x3",) * 6
+    assert p[0, 0] == torch.tensor(0.6)  # untouched
+
+
 def test_a_cap_on_skips_of_nasbench201_strikes_the_weakest():
     relaxed = NasBench201Cell(resolution=32)
     p = torch.full((6, 5), 0.05)
@@ -203,10 +211,15 @@ def test_gradients_ask_for_faster_operations_and_leave_none_alone():
         assert bool((gradient[:, RELAXED.operations.index("skip_connect")] < 0).all())
 
 
-def test_expectation_of_nasbench201_is_exact():
+@pytest.mark.parametrize("derives_none", [False, True])
+def test_expectation_of_nasbench201_is_exact(derives_none):
     space = nasbench201.SPACE.with_numbers(cells=1, channels=4)
-    relaxed, model = NasBench201Cell(resolution=32), MadeUpCost(space)
+    relaxed, model = NasBench201Cell(resolution=32, derives_none=derives_none), MadeUpCost(space)
     p = drawn(relaxed)
+    if not derives_none:
+        rows = p["cell"].clone()
+        rows[:, 0] = 0
+        p = {"cell": rows / rows.sum(1, keepdim=True)}
     columns = [relaxed.operations.index(o) for o in space.dimensions[1].options]
     codes = np.array(list(itertools.product(range(5), repeat=6)), np.int16)
     population = np.concatenate([np.zeros((len(codes), 1), np.int16), codes], 1)
