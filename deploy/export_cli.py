@@ -66,7 +66,13 @@ def export(
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Names of the classes, one a line.", rich_help_panel=ANY_NETWORK)] = None,
     resolution: Annotated[
-        int, typer.Option(help="Side of the network's input, pixels.", min=1, max=4096, rich_help_panel=ANY_NETWORK)
+        int,
+        typer.Option(
+            help="Side of the network's input, pixels; of a cell, what its stem is for.",
+            min=1,
+            max=4096,
+            rich_help_panel=ANY_NETWORK,
+        ),
     ] = 224,
     resize: Annotated[
         int | None,
@@ -132,7 +138,11 @@ def export(
             net: nn.Module = make_module(source, num_classes=_count_classes(classes, data), weights=weights)
         else:
             assert weights is not None
-            net, resolution = load_cells(source, weights)
+            cells = load_cells(source, weights)
+            net = cells.net
+            resolution = resolution if _is_given(ctx, "resolution") else cells.resolution
+            mean = mean if _is_given(ctx, "mean") else ",".join(map(str, cells.mean))
+            std = std if _is_given(ctx, "std") else ",".join(map(str, cells.std))
         models = [
             export_module(
                 net,
@@ -204,9 +214,13 @@ def _export_language_model(ctx: typer.Context, source: Path, out: Path, *, json:
 def _refuse(ctx: typer.Context, source: str, names: Sequence[str], why: str) -> None:
     """Refuse options that were given and would do nothing."""
     for name in names:
-        source_of = ctx.get_parameter_source(name)
-        if source_of is not None and source_of.name == "COMMANDLINE":
+        if _is_given(ctx, name):
             raise OfaError(f"--{name.replace('_', '-')} with {source}: these options {why}; leave it out")
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _read_labels(path: Path) -> list[str]:

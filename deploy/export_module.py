@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from ofa.progress import say
 from ofa.training.data import Images, Preprocessing, calibration_batches, load_images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # that DARTS and what builds on it normalise with
 Three = tuple[float, float, float]
 
 
@@ -107,8 +108,17 @@ def export_module(
     return pack(out, content, source, reference=reference, precision=precision, quantisation=quantisation)
 
 
-def load_cells(cells: str, weights: Path | str) -> tuple[nn.Module, int]:
-    """Return a network of published cells with the weights of its authors' code, and its input resolution in px.
+class Cells(NamedTuple):
+    """A network of published cells, and the images that it was trained on."""
+
+    net: nn.Module
+    resolution: int  # px
+    mean: Three
+    std: Three
+
+
+def load_cells(cells: str, weights: Path | str) -> Cells:
+    """Return a network of published cells with the weights of its authors' code.
 
     Args:
         cells: name of a published cell, or a file with a genotype.
@@ -120,7 +130,8 @@ def load_cells(cells: str, weights: Path | str) -> tuple[nn.Module, int]:
     if not isinstance(genotype, Genotype):
         raise OfaError(f"{cells}: takes no --weights: its run has them; they are for a published cell, such as darts_v2")
     space, arch, net = load_network(weights, genotype)
-    return net, space.resolution(arch)
+    small = space.stem == "cifar"
+    return Cells(net, space.resolution(arch), *((CIFAR_MEAN, CIFAR_STD) if small else (IMAGENET_MEAN, IMAGENET_STD)))
 
 
 def make_module(function: str, *, num_classes: int | None = None, weights: Path | str | None = None) -> nn.Module:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, read_bounded, read_json
 from ofa.cell_space import CellSpace
+from ofa.formats.nasbench201 import parse_nasbench201
 from ofa.genotype import Genotype, RecurrentGenotype, parse_genotype
 from ofa.genotypes import get_genotype, list_genotypes
 from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
@@ -24,14 +25,19 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
     Raises:
         OfaError: if there is no such architecture, or it does not fit its space.
     """
+    path = Path(text)
+    if path.suffix == ".txt" and path.exists() and _read_text(path).lstrip().startswith("|"):  # a cell of NAS-Bench-201
+        found = get_space(space or "nasbench201").with_numbers(**numbers)
+        operations = parse_nasbench201(_read_text(path))
+        edges = [d.name for d in found.dimensions if d.name != "resolution"]
+        return found, found.arch(**{name.replace(".", "__"): o for name, o in zip(edges, operations, strict=True)})
     genotype = find_genotype(text)
     if isinstance(genotype, RecurrentGenotype):
         raise InvalidArchError(f"{text}: is a recurrent cell, which reads text, not images; train it with: ofa train-text {text}")
     if genotype is not None:
         cells = _cell_space(genotype, space).with_numbers(**numbers)
         return cells, cells.from_genotype(genotype)
-    path = _arch_file(Path(text))
-    record = read_json(path, schema=ARCH_SCHEMA)
+    record = read_json(_arch_file(path), schema=ARCH_SCHEMA)
     whole = get_space(space or str(record.get("space")))
     if not numbers:
         return whole, whole.from_json(record)
@@ -53,13 +59,19 @@ def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
         known = ", ".join(list_genotypes())
         raise ArtefactError(f"{text}: no such file; expected an arch.json, a text file with a genotype, or one of: {known}")
     if path.suffix == ".txt":
-        return parse_genotype(read_bounded(path, what="a genotype", limit=MAX_JSON_BYTES).decode("utf-8", errors="replace"))
+        return parse_genotype(_read_text(path))
+    if not _arch_file(path).exists() and (path / "genotype.txt").exists():  # a cell of no space of ours, such as enas_rnn
+        return parse_genotype(_read_text(path / "genotype.txt"))
     record = read_json(_arch_file(path), schema=ARCH_SCHEMA)
     if record.get("space") == "darts_rnn":
         from ofa.spaces.darts_rnn import SPACE
 
         return SPACE.to_genotype(SPACE.from_json(record))
     return None
+
+
+def _read_text(path: Path) -> str:
+    return read_bounded(path, what="a genotype", limit=MAX_JSON_BYTES).decode("utf-8", errors="replace")
 
 
 def _arch_file(path: Path) -> Path:

@@ -79,6 +79,8 @@ def train_supernet(
     out = Path(out)
     if not 0 < validation_fraction < 1:
         raise TrainingError(f"validation_fraction is {validation_fraction!r}, expected a share between 0 and 1")
+    if not get_space(space).slots:
+        raise TrainingError(f"space {space}: its networks read no images; recurrent cells are trained with: ofa train-text")
     if keep < 1:
         raise TrainingError(f"keep is {keep!r}, expected at least 1 checkpoint")
     _check_teaching(config, taught=teacher is not None, begun=init is not None or bool(list_checkpoints(out / "supernet")))

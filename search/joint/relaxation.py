@@ -170,5 +170,6 @@ def open_relaxation(space: str, *, resolution: int, cells: int | None, channels:
     if space not in RELAXATIONS:
         raise OfaError(f"space {space!r} cannot be searched by gradients; expected one of: {', '.join(RELAXATIONS)}")
     kind = RELAXATIONS[space]
-    numbers = {"resolution": resolution, "channels": channels}
-    return kind(**numbers) if cells is None else kind(**numbers, cells=cells)
+    if cells is None:
+        return kind(resolution=resolution, channels=channels)
+    return kind(resolution=resolution, channels=channels, cells=cells)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from deploy.export_module import export_module, load_cells
+from deploy.export_module import load_cells
 from ofa.artefacts import ArtefactError, write_json
 from ofa.block_spec import Blocks, BlockSpec, last_readers, wiring
 from ofa.blocks import build_network
@@ -26,6 +27,7 @@ from ofa.training.augment import cut_out
 from ofa.training.auxiliary import make_head
 from ofa.training.config import TrainConfig
 from ofa.training.loop import train_supernet
+from search.cli import app
 
 SMALL = get_space("darts:cells=4,channels=4,resolution=16")
 SPACES = {name: get_space(name) for name in ("darts", "nasnet")}
@@ -222,6 +224,21 @@ def test_an_architecture_by_name_file_or_text(tmp_path):
     assert find_arch("nasnet_a")[0].name == "nasnet"
 
 
+def test_a_genotype_in_a_folder_or_of_nasbench201(tmp_path):
+    (tmp_path / "genotype.txt").write_text(str(get_genotype("enas_rnn")))
+    assert find_genotype(tmp_path) == get_genotype("enas_rnn")  # of no space, so that there is no arch.json
+    text = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|nor_conv_1x1~0|avg_pool_3x3~1|none~2|"
+    (tmp_path / "cell.txt").write_text(text + "\n")
+    space, arch = find_arch(tmp_path / "cell.txt", cells=1)
+    assert space.name == "nasbench201:cells=1"
+    assert arch.values == (32, "nor_conv_3x3", "none", "skip_connect", "nor_conv_1x1", "avg_pool_3x3", "none")
+
+
+def test_a_recurrent_space_is_not_trained_on_images(tmp_path):
+    with pytest.raises(OfaError, match="its networks read no images; recurrent cells are trained with: ofa train-text"):
+        train_supernet("darts_rnn", "digits", tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("word", "error", "message"),
     [
@@ -262,12 +279,17 @@ def original_state(name):
 def test_the_authors_weights_are_exported_as_they_are(name, tmp_path):
     net, state = original_state(name)
     torch.save({"state_dict": state}, tmp_path / "weights.pt")
-    found, resolution = load_cells(name, tmp_path / "weights.pt")
-    images = torch.randn(2, 3, resolution, resolution)
+    found = load_cells(name, tmp_path / "weights.pt")
+    images = torch.randn(2, 3, found.resolution, found.resolution)
     with torch.no_grad():
-        torch.testing.assert_close(found(images), net(images))
-    exported = export_module(found, tmp_path / "out", resolution=resolution)
-    assert exported.parity_error < 1e-5
+        torch.testing.assert_close(found.net(images), net(images))
+    argv = ["export", name, "--weights", str(tmp_path / "weights.pt"), "-o", str(tmp_path / "out"), "--no-prove"]
+    done = CliRunner().invoke(app, argv)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert record["parity_error"] < 1e-5
+    assert record["preprocess"]["mean"] == [0.4914, 0.4822, 0.4465]  # CIFAR's, which the authors normalised with
+    assert record["preprocess"]["resolution"] == 32
 
 
 def test_weights_of_other_cells_are_refused(tmp_path):
