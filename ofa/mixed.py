@@ -30,7 +30,16 @@ PRIMITIVES = (
 class MixedNetwork(nn.Module):
     """The weights of all operations of all edges."""
 
-    def __init__(self, num_classes: int, *, cells: int = 8, channels: int = 16, nodes: int = 4, stem_multiplier: int = 3) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        cells: int = 8,
+        channels: int = 16,
+        nodes: int = 4,
+        stem_multiplier: int = 3,
+        pool_norm: bool = True,
+    ) -> None:
         """Build it with random weights; the defaults are the published search network for CIFAR.
 
         Args:
@@ -39,6 +48,7 @@ class MixedNetwork(nn.Module):
             channels: of each node of the first cell, even.
             nodes: of each cell.
             stem_multiplier: channels of the stem, in terms of `channels`.
+            pool_norm: whether pools are followed by BatchNorm, as in DARTS; Cyclic-DARTS has them plain.
 
         Raises:
             OfaError: if a number is below 1, or channels are odd.
@@ -64,7 +74,7 @@ class MixedNetwork(nn.Module):
         for i in range(cells):
             reduce = i in (cells // 3, 2 * cells // 3)
             channels *= 2 if reduce else 1
-            self.cells.append(MixedCell(before, last, channels, nodes, reduce=reduce, reduced=reduced))
+            self.cells.append(MixedCell(before, last, channels, nodes, reduce=reduce, reduced=reduced, pool_norm=pool_norm))
             before, last, reduced = last, nodes * channels, reduce
         self.classifier = nn.Linear(last, num_classes)
         self.to(memory_format=torch.channels_last)

@@ -3,8 +3,8 @@
 Tensors are channels last. All edges that leave a state (their "source") run together: a kind of operation holds the weights of
 its edges in one tensor, target by target, so that it is one depthwise convolution, one grouped pointwise convolution and one
 BatchNorm of edges * c channels. The last BatchNorm of an operation has the probabilities as its weight: weighing costs nothing,
-and their gradient comes out of BatchNorm's. A source is pooled once and, in training, normalised once, since BatchNorm of the
-same tensor is the same on all edges; a node adds up pools and identities with their probabilities in one pass.
+and their gradient comes out of BatchNorm's. A source is pooled once and, in training, its pools normalised once, since BatchNorm
+of the same tensor is the same on all edges; a node adds up pools and identities with their probabilities in one pass.
 
 Dilated convolutions are ordinary ones on "phases", the four images of even and odd rows and columns, stacked in the batch.
 Pointwise convolutions, BatchNorm and sums do not care where a pixel is, so that only a node's sum is put in order again.
@@ -30,7 +30,9 @@ Term = tuple[Tensor, Tensor]  # a probability and what it weighs
 class MixedCell(nn.Module):
     """A cell of mixed edges; its output are the nodes' channels one after the other."""
 
-    def __init__(self, before: int, last: int, channels: int, nodes: int, *, reduce: bool, reduced: bool) -> None:
+    def __init__(
+        self, before: int, last: int, channels: int, nodes: int, *, reduce: bool, reduced: bool, pool_norm: bool = True
+    ) -> None:
         """Build a cell.
 
         Args:
@@ -40,13 +42,14 @@ class MixedCell(nn.Module):
             nodes: number of nodes.
             reduce: whether edges from the cell's inputs halve the resolution.
             reduced: whether the last cell did, so that the one before it has twice the resolution.
+            pool_norm: whether pools are followed by BatchNorm.
         """
         super().__init__()
         self.reduce, self.nodes = reduce, nodes
         self.preprocess0 = FactorizedReduce(before, channels) if reduced else ReluConv(before, channels)
         self.preprocess1 = ReluConv(last, channels)
         self.sources = nn.ModuleList(
-            Source(channels, nodes - max(0, s - 1), 2 if reduce and s < 2 else 1) for s in range(nodes + 1)
+            Source(channels, nodes - max(0, s - 1), 2 if reduce and s < 2 else 1, pool_norm=pool_norm) for s in range(nodes + 1)
         )
 
     def forward(self, before: Tensor, last: Tensor, p: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -88,10 +91,11 @@ class NodeSum:
 class Source(nn.Module):
     """All operations of all edges that leave one state."""
 
-    def __init__(self, channels: int, edges: int, stride: int) -> None:
+    def __init__(self, channels: int, edges: int, stride: int, *, pool_norm: bool = True) -> None:
         super().__init__()
         self.channels, self.edges, self.stride = channels, edges, stride
-        self.max_norm, self.avg_norm = Norm(channels, edges), Norm(channels, edges)
+        self.max_norm = Norm(channels, edges) if pool_norm else None
+        self.avg_norm = Norm(channels, edges) if pool_norm else None
         if stride == 2:
             self.skip = FactorizedReduce(channels, channels, edges)
         self.sep_first = nn.ModuleList(Separable(channels, edges, k, stride) for k in SEPARABLE.values())
@@ -147,8 +151,8 @@ class Source(nn.Module):
                 pooled = F.max_pool2d(x, 3, self.stride, 1)
             else:
                 pooled = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
-            normed = norm.same(pooled, targets[kind])
-            for target, tensor in zip(targets[kind], normed, strict=True):
+            tensors = [pooled] * len(targets[kind]) if norm is None else norm.same(pooled, targets[kind])
+            for target, tensor in zip(targets[kind], tensors, strict=True):
                 sums[target].weighted.append((p[target, kind], tensor))
 
     def _skip(self, x: Tensor, p: Tensor, targets: Sequence[int], sums: Sequence[NodeSum], keep: Tensor | None) -> None:

@@ -61,7 +61,7 @@ def original_keys(net: MixedNetwork) -> dict[str, list[str]]:
 
 def _source_keys(source: Source) -> Iterator[tuple[str, str]]:
     """Our names of a source's tensors, and the original's on one edge."""
-    for kind, name in enumerate(("max_norm", "avg_norm"), MAX_POOL):
+    for kind, name in enumerate(("max_norm", "avg_norm") if source.max_norm is not None else (), MAX_POOL):
         yield from ((f"{name}.{ours}", f"{kind}.1.{theirs}") for ours, theirs in STATISTICS.items())
     if source.stride == 2:
         yield from ((f"skip.{ours}", f"{SKIP}.{theirs}") for ours, theirs in REDUCE.items())

@@ -60,7 +60,7 @@ class CyclicSearch(SteppedSearch):
             SPACE.with_numbers(cells=config.evaluation_cells, channels=config.channels, resolution=config.resolution),
             num_classes=classes,
         )
-        self.searched = MixedNetwork(classes, cells=config.cells, channels=config.channels)
+        self.searched = MixedNetwork(classes, cells=config.cells, channels=config.channels, pool_norm=False)
         self.evaluated = Supernet(self.space)
         self.ensemble = FeatureEnsemble(config.channels, config.resolution, classes, join=config.ensemble)
         networks = nn.ModuleDict({"search": self.searched, "evaluation": self.evaluated, "ensemble": self.ensemble})

@@ -21,7 +21,7 @@ from ofa.training.data import Images, Preprocessing
 from search.joint import cyclic_search, stepping
 from search.joint.cdarts import search_cyclic
 from search.joint.cyclic import FeatureEnsemble, absolute_sum, distillation_loss, edge_probabilities
-from search.joint.cyclic_config import CyclicConfig, variant
+from search.joint.cyclic_config import VARIANTS, CyclicConfig, variant
 from search.joint.cyclic_search import CyclicSearch, parameters_of
 from search.joint.images import SearchImages
 from search.joint.record import read_search
@@ -203,6 +203,21 @@ def test_every_phase_moves_what_it_should(make):
     joint = changed(found, 2 * steps)
     assert {"normal", "reduce"} | heads | path <= joint
     assert joint <= {"normal", "reduce"} | heads | path | searched
+
+
+@pytest.mark.parametrize("name", ["paper", "released"])
+@pytest.mark.parametrize("train", [True, False])
+def test_pools_of_the_search_network_have_no_batchnorm(name, train, make):
+    found = make(**VARIANTS[name])
+    cell = found.searched.cells[0].train(train)
+    x = torch.randn(4, 6, 12, 12, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    p = torch.zeros(14, 8, dtype=torch.float64)
+    p[:, PRIMITIVES.index("max_pool_3x3")], p[:, PRIMITIVES.index("avg_pool_3x3")] = 0.5, 0.25
+    states = [cell.preprocess0(x), cell.preprocess1(x)]
+    for _ in range(4):
+        pools = [F.max_pool2d(s, 3, 1, 1) / 2 + F.avg_pool2d(s, 3, 1, 1, count_include_pad=False) / 4 for s in states]
+        states.append(sum(pools))
+    torch.testing.assert_close(cell(x, x, p), torch.cat(states[2:], 1))
 
 
 def test_a_new_cycle_derives_anew_and_keeps_the_weights_of_the_pool(make):

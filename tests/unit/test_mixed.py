@@ -80,6 +80,30 @@ def test_outputs_gradients_and_statistics_equal_those_of_a_plain_network(pair, t
             torch.testing.assert_close(value, torch.cat([state[part] for part in original_keys(ours)[key]]), **SAME)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_pools_without_norm_are_plain_terms_of_the_sum(plain, train):
+    torch.manual_seed(0)
+    theirs = plain.PlainNetwork(7, cells=3, channels=4).double()
+    for edge in (edge for cell in theirs.cells for edge in cell._ops):
+        for kind in ("max_pool_3x3", "avg_pool_3x3"):
+            edge._ops[PRIMITIVES.index(kind)][1] = torch.nn.Identity()
+    for name, buffer in theirs.named_buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(torch.rand_like(buffer) + (0.5 if name.endswith("var") else 0))
+    ours = MixedNetwork(7, cells=3, channels=4, pool_norm=False).double()
+    load_original(ours, theirs.state_dict())
+    images, results = torch.randn(3, 3, 16, 16, dtype=torch.float64), []
+    for net in (ours.train(train), theirs.train(train)):
+        p = drawn(1)
+        logits = net(images, *p)
+        logits.square().sum().backward()
+        results.append((logits, p[0].grad[:, 1:], p[1].grad[:, 1:], net.stem[0].weight.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, **SAME)
+    with pytest.raises(FormatError, match=r"has cells\.0\._ops\.0\._ops\.1\.1\.running_mean"):
+        load_original(ours, plain.PlainNetwork(7, cells=3, channels=4).state_dict())
+
+
 def test_gradients_in_single_precision_are_those_of_double(plain):
     """Kernels of single precision are others than those of double; 16 channels take their vectorised form."""
     torch.manual_seed(0)
