@@ -32,7 +32,7 @@ from ofa.training.text_loop import METRICS, TextLoop, nats_a_token, open_or_crea
 from search.cell_drawing import cells_of, write_drawing
 from search.joint.architect import AlphaGradients, first_order, second_order, second_order_exact
 from search.joint.derive import derive_recurrent
-from search.joint.record import ALPHAS, DRAWING, FOLDER, GENOTYPE, SCHEMA
+from search.joint.record import ALPHAS, DRAWING, FOLDER, GENOTYPE, SCHEMA, require_no_run
 from search.joint.rnn_config import RecurrentSearchConfig
 
 CELL = "recurrent"
@@ -60,6 +60,7 @@ def search_recurrent(
         OfaError: for a bad argument, an unreadable text, an existing search (without `resume`), or a loss that is not finite.
     """
     config, out = config or RecurrentSearchConfig(), Path(out)
+    require_no_run(out)
     corpus = load_text(text, kind=config.tokens, max_vocabulary=config.max_vocabulary)
     with join(device) as world:
         require_one_process(world)

@@ -49,10 +49,12 @@ def open_or_create(out: Path, space: SearchSpace, source: DataSource, settings: 
     if not list_checkpoints(folder):
         if (out / "run.json").exists() and not folder.exists():
             raise SearchError(f"{out}: is a run of another command; give another --out")
-        shutil.rmtree(folder, ignore_errors=True)
-        run = Run.create(out, space, source, None)
+        # The folder stays, and comes before run.json: whenever this is killed, what is left is known to be of a search
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.iterdir():
+            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
         write_json(folder / "config.json", {"schema": SCHEMA, **settings})
-        return run
+        return Run.create(out, space, source, None)
     run = Run(out)
     if not resume:
         raise SearchError(f"{out}: already holds a search; add --resume auto to go on, or give another --out")
@@ -63,6 +65,21 @@ def open_or_create(out: Path, space: SearchSpace, source: DataSource, settings: 
     if source.source != run.data.source:
         run.move_data(source.source)  # the same images, elsewhere
     return run
+
+
+def require_no_run(out: Path) -> None:
+    """Refuse to search in a folder that another command wrote to, or that holds anything else than a search.
+
+    For searches that are no runs, as they have no images; what they find would replace arch.json.
+
+    Raises:
+        SearchError: naming the folder.
+    """
+    if (out / "run.json").exists():
+        raise SearchError(f"{out}: is a run of another command; give another --out")
+    begun = (out / FOLDER / "config.json").exists()
+    if not begun and out.exists() and any(path.name != FOLDER for path in out.iterdir()):
+        raise SearchError(f"{out}: is not empty and holds no search; give another --out")
 
 
 def require_equal(out: Path, what: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:

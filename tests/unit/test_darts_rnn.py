@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ofa.artefacts import read_jsonl
+from ofa.errors import OfaError
 from ofa.genotype import parse_genotype
 from ofa.language_model import Dropouts
 from ofa.spaces.darts_rnn import SPACE
@@ -152,6 +153,19 @@ def test_existing_search_is_not_overwritten(searched, text):
     with pytest.raises(TextTrainingError, match=r"order is '2', but it began with '1'"):
         search_recurrent(text, searched[0], config=replace(SMALL, order="2"), resume=True)
     assert search_recurrent(text, searched[0], config=SMALL, resume=True) == searched[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("run.json", "is a run of another command"), ("config.json", "is not empty and holds no search")]
+)
+def test_what_another_command_made_is_left_alone(text, tmp_path, name, message):
+    kept = {name: "{}", "arch.json": "that of another network"}
+    for path, content in kept.items():
+        (tmp_path / path).write_text(content)
+    for resume in (False, True):
+        with pytest.raises(OfaError, match=f"{message}.*; give another --out"):
+            search_recurrent(text, tmp_path, config=SMALL, resume=resume)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize(
