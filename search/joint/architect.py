@@ -7,8 +7,9 @@ difference with steps of 0.01 in all weights. In networks with ReLU and max pool
 (steps of this size cross many kinks), so that the exact product is another search and has another name here.
 
 Losses are functions without arguments that run the network on a batch fixed beforehand. Weights are moved in place and put back
-bit by bit; no second network is built. BatchNorm's running statistics do see the additional passes; in a search, where
-networks normalise by the batch, nothing reads them.
+bit by bit; no second network is built. BatchNorm's running statistics do see the additional passes. Searches of
+images normalise by the batch and never read them; the search of a recurrent cell reads them where it measures its network after
+an epoch, which nothing follows from but a line in its metrics.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def second_order(
     """Return the gradients through one step of SGD on the weights, as published: five passes, with a finite difference.
 
     Args:
-        train_loss: loss on a training batch, called three times.
+        train_loss: loss on a training batch, called three times; once if the validation loss has no gradient.
         valid_loss: loss on a validation batch, called once.
         weights: leaf tensors that the step moves; put back before this returns, also when a loss raises.
         alphas: leaf tensors that both losses depend on.
@@ -73,7 +74,10 @@ def second_order(
     direct, vector, scale = _unrolled(
         train_loss, valid_loss, weights, alphas, eta, momentum, buffers, weight_decay, clip, unmoved
     )
-    radius = PERTURBATION / float(_norm(vector))
+    length = float(_norm(vector))
+    if length == 0:  # no direction, and nothing to multiply with
+        return direct
+    radius = PERTURBATION / length
     with _restored(weights), _frozen(weights):
         _add(weights, vector, radius)
         plus = _gradients(train_loss(), alphas)

@@ -113,6 +113,16 @@ def test_weights_return_to_the_bit_also_when_a_loss_raises(quadratic):
     assert w.requires_grad
 
 
+@pytest.mark.parametrize("differentiate", [second_order, second_order_exact])
+def test_without_a_gradient_of_the_validation_loss_there_is_no_product(quadratic, differentiate):
+    """A vector of zeros has no direction to take a difference in."""
+    w, a, _, _, _, train, _ = quadratic
+    before = w.detach().clone()
+    found = differentiate(train, lambda: a.square().sum() / 2 + 0 * w.sum(), [w], [a], **STEP)
+    close(found.gradients[0], a.detach())
+    assert torch.equal(w, before)
+
+
 def test_momentum_is_read_without_making_state():
     layer = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
