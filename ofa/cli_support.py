@@ -37,7 +37,9 @@ def command(function: Callable[..., Path | None]) -> Callable[..., None]:
             _fail(None if error.told else str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail(
-                "interrupted; what was finished is kept: give the same command again (for train, with --resume auto)", INTERRUPTED
+                "interrupted; what was finished is kept: give the same command again (for train, train-text and nas, with "
+                "--resume auto)",
+                INTERRUPTED,
             )
         except MemoryError:
             _fail("there is not enough memory for this; is one of the files much larger than it should be?", 1)

@@ -120,7 +120,7 @@ def darts(
         float | None, typer.Option(help="Latency there that the alphas are pushed below, while it is expected to be higher.")
     ] = None,
     latency_weight: Annotated[
-        float | None, typer.Option(help="How hard: the loss that twice the target adds; default 1.")
+        float | None, typer.Option(help="How hard: the loss that twice the target adds; default 1; with --target-ms and --table.")
     ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
@@ -148,6 +148,8 @@ def darts(
         _search_text(text, out, _some(given, (*SHARED, *OF_TEXT)), resume=resume is Resume.auto, device=device)
         return None
     _refuse(given, ("text", *OF_TEXT), "without --rnn this searches cells for images")
+    if table is None and target_ms is None:
+        _refuse(given, ("latency_weight",), "this search has no --target-ms and no --table")
     from search.joint.config import DartsConfig
     from search.joint.darts import search_images
     from search.joint.guards import Guards

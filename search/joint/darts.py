@@ -47,8 +47,7 @@ def search_images(
         OfaError: for a bad argument, unreadable data, an existing search (without `resume`), or a loss that is not finite.
     """
     config, out = config or DartsConfig(), Path(out)
-    if (config.target_ms > 0) != (latency is not None):
-        raise SearchError(f"target_ms is {config.target_ms:g}; give a target and a latency table, or neither")
+    _require_both_or_neither(config, latency)
     space = open_relaxation(config.space, resolution=config.resolution, cells=config.cells, channels=config.channels)
     term = None if latency is None else LatencyTerm(space, latency, config.target_ms, config.latency_weight)
     with join(device) as world:
@@ -69,3 +68,16 @@ def search_images(
         found = search.found()
         write_found(out, found.text, found.cells, whole, found.arch)
     return run
+
+
+def _require_both_or_neither(config: DartsConfig, latency: AdditiveCost | None) -> None:
+    """Refuse a latency to stay below without the latencies of the device, and the other way round."""
+    both = "give --target-ms and --table, or"
+    if config.target_ms > 0 and latency is None:
+        raise SearchError(f"target_ms is {config.target_ms:g}, but there is no latency table; {both} neither")
+    if config.target_ms == 0 and latency is not None:
+        raise SearchError(f"there is a latency table, but no target; {both} neither")
+    if latency is None and config.latency_weight != DartsConfig().latency_weight:
+        raise SearchError(
+            f"latency_weight is {config.latency_weight:g}, but no latency matters to this search; {both} leave it out"
+        )

@@ -40,6 +40,7 @@ class SteppedSearch(ABC):
         self.run, self.net, self.alphas, self.advice = run, net, alphas, advice
         self.epoch_steps, self.epochs, self.total_steps = epoch_steps, epochs, epoch_steps * epochs
         self.step, self.stopped = 0, ""
+        self.losses: list[Losses] = []  # of this epoch
 
     @property
     def folder(self) -> Path:
@@ -80,11 +81,13 @@ class SteppedSearch(ABC):
 
     def state(self) -> dict[str, Any]:
         """Return facts of a checkpoint that are no tensors."""
-        return {"epoch": self.step / self.epoch_steps, "stopped": self.stopped}
+        return {"epoch": self.step / self.epoch_steps, "stopped": self.stopped, "losses": self.losses}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over what `state` returned, before optimisers are read."""
-        self.stopped = str(checkpoint.state()["stopped"])
+        state = checkpoint.state()
+        self.stopped = str(state["stopped"])
+        self.losses = [(loss, of_alphas) for loss, of_alphas in state.get("losses", [])]  # older checkpoints have none
 
     def load(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -123,7 +126,6 @@ class SteppedSearch(ABC):
         if start == 0:
             self._note_alphas()
         began = saved_at = time.monotonic()
-        losses: list[Losses] = []
         with progress("searching", self.total_steps, done=start) as advance, stop_after_step() as stop_asked:
             while self.step < self.total_steps and not self.stopped:
                 found = self.one_step()
@@ -132,25 +134,25 @@ class SteppedSearch(ABC):
                         f"loss is {found[0]} on images of the weights and {found[1]} on those of the alphas at step {self.step}; "
                         f"{_kept(saved)}; {self.advice}"
                     )
-                losses.append(found)
+                self.losses.append(found)
                 self.step += 1
                 stop, epoch_done = stop_asked(), self.step % self.epoch_steps == 0
-                advance(note=f"loss {np.mean([loss for loss, _ in losses[-50:]]):.3f}")
+                advance(note=f"loss {np.mean([loss for loss, _ in self.losses[-50:]]):.3f}")
                 if not (epoch_done or stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
                     continue
                 if not all(bool(tensor.isfinite().all()) for tensor in (*self.net.parameters(), *self.alphas.values())):
                     raise SearchError(f"weights are not finite after step {self.step - 1}; {_kept(saved)}; {self.advice}")
                 if epoch_done:
-                    self._end_epoch(losses, began)
-                    losses.clear()
+                    self._end_epoch(began)
                 self.save()
                 saved, saved_at = self.step, time.monotonic()
                 if stop and self.step < self.total_steps:
                     raise KeyboardInterrupt
 
-    def _end_epoch(self, losses: Sequence[Losses], began: float) -> None:
+    def _end_epoch(self, began: float) -> None:
         done = self.epoch  # the next step begins another
-        record: dict[str, Any] = {"step": self.step, "epoch": done, **self.facts(done - 1, losses)}
+        record: dict[str, Any] = {"step": self.step, "epoch": done, **self.facts(done - 1, self.losses)}
+        self.losses.clear()
         append_jsonl(self.folder / METRICS, record | {"seconds": round(time.monotonic() - began, 1)})
         skips = self._note_alphas()
         self.stopped = self.ends(done - 1, skips)

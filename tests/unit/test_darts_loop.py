@@ -45,6 +45,10 @@ def alphas(out):
     return {k: v for k, v in load_training(newest_checkpoint(Path(out) / "nas")).items() if k.startswith("alphas|")}
 
 
+def metrics(out):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_search(out).metrics]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A search that nothing interrupted."""
@@ -91,6 +95,19 @@ def test_a_stopped_search_goes_on_to_the_same_bits(whole, tmp_path):
         assert torch.equal(alphas(out)[name], value)
     assert (out / "genotype.txt").read_text() == (whole / "genotype.txt").read_text()
     assert (out / "nas" / "alphas.jsonl").read_text() == (whole / "nas" / "alphas.jsonl").read_text()
+    assert metrics(out) == metrics(whole)
+
+
+@pytest.mark.parametrize("where", ["search.joint.record.write_json", "search.joint.record.Run.create"])
+def test_a_search_that_died_before_it_began_begins_anew(where, tmp_path, monkeypatch):
+    def dies(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, dies)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "x", epochs=1)
+    monkeypatch.undo()
+    assert (search(tmp_path / "x", epochs=1).path / "genotype.txt").exists()
 
 
 @pytest.mark.parametrize("order", ["2", "exact"])
@@ -119,7 +136,7 @@ def test_a_finished_search_is_left_as_it_is(whole):
     [
         (False, {}, "already holds a search; add --resume auto"),
         (True, {}, "guards is .* but the search began with"),
-        (True, {"seed": 3}, "seed is 3, but the search began with 0|digest|seed"),
+        (True, {"seed": 3}, "data's seed is 3, but the search began with 0; use that, or another --out"),
         (True, {"guards": Guards(skip_drop=0.3), "epochs": 4}, "epochs is 4, but the search began with 3"),
     ],
 )
@@ -216,8 +233,14 @@ def test_latency_pulls_towards_fast_operations(tmp_path):
     assert costs == sorted(costs, reverse=True)
     last = np.array(read_search(pulled).decided[-1].probabilities["normal"]).mean(0)
     assert last[3] > last[5]  # skip, sep_conv_5x5
-    with pytest.raises(OfaError, match="give a target and a latency table, or neither"):
-        search_images("digits", tmp_path / "b", config=config)
+    for settings, latency, message in (
+        ({"target_ms": 3.0}, None, "target_ms is 3, but there is no latency table; give --target-ms and --table, or neither"),
+        ({}, model, "there is a latency table, but no target; give --target-ms and --table, or neither"),
+        ({"latency_weight": 2.0}, None, "latency_weight is 2, .* give --target-ms and --table, or leave it out"),
+    ):
+        with pytest.raises(OfaError, match=message):
+            search_images("digits", tmp_path / "b", config=DartsConfig(**TINY, **settings), latency=latency)
+    assert not (tmp_path / "b").exists()
 
 
 def test_nasbench201_goes_the_same_way(tmp_path):
