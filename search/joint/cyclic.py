@@ -65,13 +65,15 @@ class DistillationHead(nn.Module):
 
 
 class FeatureEnsemble(nn.Module):
-    """The logits of three depths as one: two heads and the network's own classifier, weighted by a learned softmax."""
+    """The logits of three depths as one: two heads and the network's own classifier, weighted by a softmax of three numbers."""
 
-    def __init__(self, channels: int, resolution: int, num_classes: int, *, join: str) -> None:
+    def __init__(self, channels: int, resolution: int, num_classes: int, *, join: str, learned: bool = False) -> None:
         """Make heads for networks whose first cells have `channels`, on images of `resolution` px.
 
         Args:
             join: "sum" of the weighted logits, or "concat": all of them, one after the other along the batch.
+            learned: whether the three numbers are parameters; otherwise each depth counts a third. No label anchors the heads,
+                so that learned weights may lower the distillation by choosing the depth on which both networks say least.
         """
         super().__init__()
         nodes = 4
@@ -79,7 +81,12 @@ class FeatureEnsemble(nn.Module):
         self.heads = nn.ModuleList(
             DistillationHead(nodes * channels * 2**stage, resolution // 2**stage, num_classes) for stage in (1, 2)
         )
-        self.weights = nn.Parameter(torch.full((3,), 1 / 3))
+        equal = torch.full((3,), 1 / 3)
+        self.weights: Tensor
+        if learned:
+            self.weights = nn.Parameter(equal)
+        else:
+            self.register_buffer("weights", equal)
 
     def forward(self, features: Sequence[Tensor], logits: Tensor) -> Tensor:
         """Return logits, (n, classes), or (3 n, classes) with "concat"."""

@@ -100,6 +100,7 @@ class CyclicConfig:
     temperature: float = 2.0  # T; every distillation is multiplied by T^2
     detach_teacher: bool = True  # whether the distillation teaches the search network only
     ensemble: str = "sum"  # of the logits of three depths; "concat": they are compared one by one
+    learn_ensemble: bool = False  # whether the weights of the three depths learn; else a third each
     penalty: float = 5.0  # coefficient of the L1 term at first
     penalty_ratio: float = 0.5  # share of the joint epochs after which it has fallen to 0, in a line
     penalised: str = "skip"  # alphas of skip connections; "skip_and_pools": of both poolings too
@@ -153,7 +154,16 @@ class CyclicConfig:
 def variant(name: str, **settings: Any) -> CyclicConfig:
     """Return the settings of a variant: "paper", or "released" for the released code; `settings` take precedence.
 
-    Habits of the released code that neither has: the networks share a stem; gradients of the search network's weights and of the
+    What is our reading of the paper: `detach_teacher`. Algorithm 1 has one loss for the weights of the evaluation network and the
+    alphas, and equation 4 does not say that the teacher's logits are constants; the released code differentiates them. We take
+    "teacher" at its word: the evaluation network learns from labels alone, the heads through the search network's features alone,
+    and the alphas' gradient is the same in either case. Without it, distillation also draws the evaluation network to what the
+    search network says already, and a joint step holds the activations of both. `learn_ensemble` is off in both variants: so the
+    released code has it by default, and heads that no label anchors are steadier with weights that stay.
+
+    Habits of the released code that neither has: BatchNorm of the evaluation network's cells has no scale and shift during the
+    search (ours has both, as when the cells are trained afterwards, so that its optimiser moves more and logits may differ in
+    scale); the networks share a stem; gradients of the search network's weights and of the
     alphas have a part in clipping those of the evaluation network; rates never fall, as their schedules are not stepped; every
     cycle forgets the state of all optimisers, not just that of the evaluation network's; and pre-training takes the place of the
     first cycles, so that its own defaults (5 and 5) leave none.

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,7 +61,9 @@ class CyclicSearch(SteppedSearch):
         )
         self.searched = MixedNetwork(classes, cells=config.cells, channels=config.channels, pool_norm=False)
         self.evaluated = Supernet(self.space)
-        self.ensemble = FeatureEnsemble(config.channels, config.resolution, classes, join=config.ensemble)
+        self.ensemble = FeatureEnsemble(
+            config.channels, config.resolution, classes, join=config.ensemble, learned=config.learn_ensemble
+        )
         networks = nn.ModuleDict({"search": self.searched, "evaluation": self.evaluated, "ensemble": self.ensemble})
         edges = DartsCells(resolution=config.resolution).edges
         shapes: dict[str, tuple[int, ...]] = {cell: (len(edges[cell]), len(PRIMITIVES)) for cell in CELLS}
@@ -82,7 +83,7 @@ class CyclicSearch(SteppedSearch):
             self.alphas.parameters(), lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_weight_decay
         )
         self.batches = [TrainConfig(batch_size=config.batch_size, seed=config.seed ^ half) for half in (0, 1)]
-        self.noted: dict[str, list[float]] = {}
+        self.noted: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
         self._choose(self._derived())
 
     # -- what alphas say -----------------------------------------------------------------------------------------------
@@ -123,11 +124,13 @@ class CyclicSearch(SteppedSearch):
         self.evaluation_optimizer = self._sgd(groups, self.config.evaluation_lr)
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "evaluated": str(self.genotype)}
+        return {**super().state(), "evaluated": str(self.genotype), "noted": self.noted}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         super().restore(checkpoint)
-        genotype = parse_genotype(str(checkpoint.state()["evaluated"]))
+        state = checkpoint.state()
+        self.noted = {name: (float(total), int(count)) for name, (total, count) in state["noted"].items()}
+        genotype = parse_genotype(str(state["evaluated"]))
         assert isinstance(genotype, Genotype)
         self._choose(genotype)
 
@@ -251,13 +254,14 @@ class CyclicSearch(SteppedSearch):
 
     def _note(self, name: str, value: Tensor) -> float:
         found = float(value.detach())
-        self.noted.setdefault(name, []).append(found)
+        total, count = self.noted.get(name, (0.0, 0))
+        self.noted[name] = (total + found, count + 1)
         return found
 
     def facts(self, epoch: int, losses: Sequence[Losses]) -> dict[str, Any]:
         """Return means over the epoch's batches: accuracy of E on images that it learns from, of S on images that it does not."""
         position = self.config.position(epoch)
-        means = {name: float(np.mean(values)) for name, values in self.noted.items()}
+        means = {name: total / count for name, (total, count) in self.noted.items()}
         self.noted.clear()
         rates = {"lr": self.config.learning_rate(epoch), "evaluation_lr": self.config.evaluation_rate(epoch)}
         named = {} if position.phase == "pretrain" else {"cycle": position.cycle, "evaluated": str(self.genotype)}

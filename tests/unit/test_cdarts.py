@@ -130,7 +130,7 @@ def test_edges_of_a_node_share_one():
 
 
 def test_ensembles_weigh_three_depths():
-    ensemble = FeatureEnsemble(2, 12, 3, join="sum")
+    ensemble = FeatureEnsemble(2, 12, 3, join="sum", learned=True)
     ensemble.weights.data = torch.tensor([0.0, 1.0, 2.0])
     features, logits = [torch.randn(4, 16, 6, 6), torch.randn(4, 32, 3, 3)], torch.randn(4, 3)
     p = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
@@ -138,6 +138,18 @@ def test_ensembles_weigh_three_depths():
     torch.testing.assert_close(ensemble(features, logits), sum(float(w) * part for w, part in zip(p, parts, strict=True)))
     ensemble.join = "concat"
     torch.testing.assert_close(ensemble(features, logits), torch.cat([float(w) * x for w, x in zip(p, parts, strict=True)]))
+
+
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_depths_count_a_third_each_unless_their_weights_are_to_learn(name, make):
+    found, learning = make(**VARIANTS[name]), make(**VARIANTS[name], learn_ensemble=True)
+    for one, learned in ((found, False), (learning, True)):
+        assert ("ensemble.weights" in dict(one.net.named_parameters())) is learned
+        before = one.ensemble.weights.detach().clone()
+        torch.testing.assert_close(before.softmax(0), torch.full((3,), 1 / 3, dtype=torch.float64))
+        assert ("ensemble.weights" in changed(one, 2 * one.epoch_steps)) is learned
+        assert torch.equal(one.ensemble.weights, before) is not learned
+        assert "ensemble.weights" in one.net.state_dict()
 
 
 @pytest.mark.parametrize("name", ["paper", "released"])
@@ -285,6 +297,8 @@ def test_a_stopped_search_goes_on_to_the_same_bits(steps, whole, tmp_path):
     assert (ours.path / "model.safetensors").read_bytes() == (theirs.path / "model.safetensors").read_bytes()
     for name in ("genotype.txt", "nas/alphas.jsonl"):
         assert (out / name).read_text() == (whole / name).read_text()
+    ours, theirs = ([line | {"seconds": 0} for line in read_search(path).metrics] for path in (out, whole))
+    assert ours == theirs  # means over all of an epoch's steps, whichever run took them
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(tmp_path, monkeypatch):
