@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ofa.cli import Resume
 from ofa.cli_support import command
+
+if TYPE_CHECKING:
+    from ofa.language_model import Dropouts
 
 
 @command
@@ -27,6 +30,14 @@ def train_text(
     lr: Annotated[
         float, typer.Option(help="Learning rate of SGD; weights are averaged once validation stops to improve.")
     ] = 20.0,
+    dropout: Annotated[
+        float,
+        typer.Option(
+            help="Factor on all published dropouts (outputs 0.75, hidden states 0.25, inputs 0.75, embeddings 0.2, words 0.1): "
+            "1 = as published, 0 = none; small models need less."
+        ),
+    ] = 1.0,
+    weight_decay: Annotated[float, typer.Option(help="L2 penalty of all weights.")] = 8e-7,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
@@ -53,7 +64,28 @@ def train_text(
         batch_size=batch_size,
         bptt=bptt,
         lr=lr,
+        weight_decay=weight_decay,
+        dropouts=scaled(LanguageConfig().dropouts, dropout),
         seed=seed,
     )
     train_language_model(genotype, text, out, config=config, resume=resume is Resume.auto, device=device)
     return None
+
+
+def scaled(dropouts: Dropouts, factor: float) -> Dropouts:
+    """Return dropouts of `factor` times the shares.
+
+    Raises:
+        OfaError: if one would be below 0, or 1 and more.
+    """
+    from dataclasses import asdict
+
+    from ofa.errors import OfaError
+    from ofa.language_model import Dropouts
+
+    shares = asdict(dropouts)
+    if not 0 <= factor * max(shares.values()) < 1:
+        raise OfaError(
+            f"--dropout {factor:g}: expected a factor of at least 0 and below {1 / max(shares.values()):.3g}; 1 = as published"
+        )
+    return Dropouts(**{name: factor * share for name, share in shares.items()})

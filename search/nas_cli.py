@@ -23,7 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Find cells by gradients: weights and architecture learn together, in one network that holds all operations.",
     epilog="A search ends in a run directory with genotype.txt, cells.svg and arch.json. What it found is a structure without "
-    "weights: train it with `ofa train --arch RUN/arch.json`; then profile, export, verify and report as ever.",
+    "weights: train it with `ofa train --arch RUN/arch.json`; then profile, export, verify and report as ever. A cell for text: "
+    "train it with `ofa train-text RUN`, then export; it has no report.",
 )
 GUARDS = ("max_skips", "stop_skips", "warmup_epochs", "skip_drop")
 SHARED = ("order", "epochs", "batch_size", "lr", "alpha_lr", "seed")  # settings of every search
@@ -68,6 +69,13 @@ def darts(
     bptt: Annotated[int | None, typer.Option(help="With --rnn: tokens that a gradient reaches back; default 35.")] = None,
     max_vocabulary: Annotated[
         int | None, typer.Option(help="With --rnn: tell apart only so many tokens, the most frequent; default: all.")
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            help="With --rnn: factor on all published dropouts (outputs 0.75, hidden states 0.25, inputs 0.75, embeddings 0.2, "
+            "words 0); 1 (default) = as published, 0 = none; small networks need less."
+        ),
     ] = None,
     untied_unrolled_embedding: Annotated[
         bool | None,
@@ -145,9 +153,9 @@ def darts(
     given = {name: value for name, value in locals().items() if value is not None}
     if rnn:
         _refuse(given, (*NOT_SETTINGS, *OF_IMAGES, *GUARDS), "--rnn searches a cell for text")
-        _search_text(text, out, _some(given, (*SHARED, *OF_TEXT)), resume=resume is Resume.auto, device=device)
+        _search_text(text, out, _some(given, (*SHARED, *OF_TEXT)), dropout, resume=resume is Resume.auto, device=device)
         return None
-    _refuse(given, ("text", *OF_TEXT), "without --rnn this searches cells for images")
+    _refuse(given, ("text", "dropout", *OF_TEXT), "without --rnn this searches cells for images")
     if table is None and target_ms is None:
         _refuse(given, ("latency_weight",), "this search has no --target-ms and no --table")
     from search.joint.config import DartsConfig
@@ -236,12 +244,18 @@ def cdarts(
     return run.path
 
 
-def _search_text(text: Path | None, out: Path, settings: dict[str, Any], *, resume: bool, device: str | None) -> None:
+def _search_text(
+    text: Path | None, out: Path, settings: dict[str, Any], dropout: float | None, *, resume: bool, device: str | None
+) -> None:
+    from ofa.text_cli import scaled
     from search.joint.darts_rnn import search_recurrent
     from search.joint.rnn_config import RecurrentSearchConfig
 
+    path = _needed(text, "--rnn needs a text: --text FILE")
+    if dropout is not None:
+        settings = settings | {"dropouts": scaled(RecurrentSearchConfig().dropouts, dropout)}
     config = RecurrentSearchConfig(**settings)
-    search_recurrent(_needed(text, "--rnn needs a text: --text FILE"), out, config=config, resume=resume, device=device or "auto")
+    print(search_recurrent(path, out, config=config, resume=resume, device=device or "auto"))
 
 
 def _show(run: Run) -> None:

@@ -9,6 +9,7 @@ the old embedding); `untied_unrolled_embedding` does the same.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -83,8 +84,9 @@ def search_recurrent(
     write_drawing(out / DRAWING, cells_of(genotype))
     write_json(out / "arch.json", SPACE.to_json(SPACE.from_genotype(genotype)), sealed=True)
     say(
-        f"{genotype}\nthe cell has no weights of its own yet, and its perplexity is not that of the search; "
-        f"next: ofa train-text {out} --text {text} --out DIR"
+        f"cell: {out / GENOTYPE}, drawn in {out / DRAWING}; a search on text has no report\n"
+        "The cell has no weights of its own yet, and its perplexity is not that of the search.\n"
+        f"next: {shlex.join(['ofa', 'train-text', str(out), '--text', str(text), '--out', f'{out}-trained'])}"
     )
     return genotype
 

@@ -14,10 +14,12 @@ import torch
 from deploy.language import TOLERANCE, export_language_model, onnx_of_language_model, step_error
 from deploy.pack import ParityError
 from ofa.artefacts import ArtefactError, read_jsonl
+from ofa.errors import OfaError
 from ofa.genotypes import get_genotype
 from ofa.language_model import Dropouts, LanguageModel
 from ofa.recurrent import DiscreteCell
 from ofa.spaces.darts_rnn import SPACE
+from ofa.text_cli import scaled
 from ofa.training.checkpoint import list_checkpoints
 from ofa.training.language import LanguageConfig, LanguageTrainer, load_language_model, measure, train_language_model
 from ofa.training.text import load_text
@@ -243,6 +245,23 @@ def test_folder_with_a_setting_removed_is_refused(tmp_path, trained):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtefactError, match=r"damaged \(KeyError: 'features'\)"):
         load_language_model(folder)
+
+
+def test_command_scales_dropouts_and_decays_weights(cli, tmp_path, text):
+    small = ["--features", 8, "--epochs", 1, "--batch-size", 4, "--bptt", 10, "--dropout", 0.2, "--weight-decay", 1e-5]
+    done = cli("train-text", "darts_rnn_v2", "--text", text, "--out", tmp_path / "x", *small, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    expected = {"outputs": 0.15, "hidden": 0.05, "inputs": 0.15, "embeddings": 0.04, "words": 0.02}
+    assert config["dropouts"] == pytest.approx(expected)
+    assert config["weight_decay"] == 1e-5
+
+
+@pytest.mark.parametrize("factor", [-0.1, 4 / 3, math.nan])
+def test_factor_of_dropouts_keeps_them_shares(factor):
+    with pytest.raises(OfaError, match=r"--dropout .*: expected a factor of at least 0 and below 1.33; 1 = as published"):
+        scaled(Dropouts(), factor)
+    assert scaled(Dropouts(), 1.0) == Dropouts()
 
 
 # -- export ------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ def test_the_command_is_in_the_record_of_the_run(searched):
         (["--rnn"], "--rnn needs a text"),
         (["--rnn", "--text", "x", "--cells", "8"], "--cells 8: --rnn searches a cell for text, which has no use for it"),
         (["--data", "digits", "--text", "x"], "--text x: without --rnn"),
+        (["--data", "digits", "--dropout", "0"], "--dropout 0.0: without --rnn"),
+        (["--rnn", "--text", "x", "--dropout", "1.5"], "--dropout 1.5: expected a factor of at least 0 and below 1.33"),
         (["--data", "digits", "--order", "3"], "unknown order '3'; known: 1, 2, exact"),
         (["--data", "digits", "--space", "nasnet"], "expected one of: darts, nasbench201"),
         (["--data", "digits", "--target-ms", "3"], "target_ms is 3, but there is no latency table"),
@@ -106,11 +108,16 @@ def test_cyclic_darts_and_its_report(cli, tmp_path):
 def test_recurrent_cells(cli, tmp_path):
     words = " ".join(str(i * i % 7) for i in range(3_000))
     (tmp_path / "words.txt").write_text("\n".join(words[i : i + 60] for i in range(0, len(words), 60)))
-    small = ["--features", 8, "--epochs", 1, "--batch-size", 4, "--bptt", 10]
+    small = ["--features", 8, "--epochs", 1, "--batch-size", 4, "--bptt", 10, "--dropout", 0.2]
     done = cli("nas", "darts", "--rnn", "--text", tmp_path / "words.txt", "--out", tmp_path / "x", *small, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    parse_genotype((tmp_path / "x" / "genotype.txt").read_text())
+    assert done.stdout == (tmp_path / "x" / "genotype.txt").read_text()
+    parse_genotype(done.stdout)
     assert (tmp_path / "x" / "cells.svg").exists()
+    assert "a search on text has no report" in done.stderr
+    assert f"next: ofa train-text {tmp_path / 'x'} --text {tmp_path / 'words.txt'} --out {tmp_path / 'x'}-trained" in done.stderr
+    shares = json.loads((tmp_path / "x" / "nas" / "config.json").read_text())["dropouts"]
+    assert shares == pytest.approx({"outputs": 0.15, "hidden": 0.05, "inputs": 0.15, "embeddings": 0.04, "words": 0.0})
 
 
 # -- the report --------------------------------------------------------------------------------------------------------
