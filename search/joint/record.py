@@ -113,7 +113,7 @@ def write_found(out: Path, text: str, cells: tuple[Cell, ...], space: SearchSpac
 
 
 def train_command(run: Run) -> str:
-    """Return a command that trains what a search of images has found, in the network of the literature; docs/cells.md has all settings."""
+    """Return a command that trains what a search of images has found, in a network as large as those of the literature."""
     side = max_resolution(run.whole_space)
     argv = ["ofa", "train", "--arch", str(run.path / "arch.json"), "--data", run.data.source, "--out", f"{run.path}-trained"]
     if run.space_name.startswith("darts"):
