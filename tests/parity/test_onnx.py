@@ -155,7 +155,8 @@ def scales(content, images):
     return {name: ((high - low) / 255, round(-low / (high - low) * 255)) for name, (low, high) in ranges.items()}
 
 
-FLOAT_IN_INT8 = {"HardSigmoid", "HardSwish", "Mul"}  # of which ONNX Runtime has no integer kernel, or one of their decomposition
+# of which ONNX Runtime has no integer kernel, or one of their decomposition; Sub: a node of a cell that has no input
+FLOAT_IN_INT8 = {"HardSigmoid", "HardSwish", "Mul", "Sub"}
 
 
 def test_int8_blocks_of_constants_become_the_same_integer_operators_as_dense_ones(tmp_path):

@@ -317,7 +317,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, number):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
     else:
         process.kill()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
         assert (out, err, process.returncode) == ("interrupted\n", "", 0)
     until = time.monotonic() + 10
