@@ -150,6 +150,13 @@ def parse_object(content: bytes, path: Path, *, what: str) -> dict[str, Any]:
     return value
 
 
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that will be run again, if the file is there."""
+    if path.exists():
+        kept = [record for record in read_jsonl(path) if record.get("step", 0) <= step]
+        write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Append one record as a line and flush it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -182,12 +182,13 @@ def specialize(
     Example: ofa specialize runs/x --arch runs/x/search/best --out runs/x-special --epochs 5
     """
     from ofa.artefacts import read_json
+    from ofa.find_arch import arch_file
     from ofa.run_dir import Run
     from ofa.space import ARCH_SCHEMA
     from ofa.training.specialize import specialize as fine_tune
 
     trained = Run(run)
-    chosen = trained.space.from_json(read_json(_arch_file(arch), schema=ARCH_SCHEMA))
+    chosen = trained.space.from_json(read_json(arch_file(arch), schema=ARCH_SCHEMA))
     tuned = fine_tune(
         trained,
         chosen,
@@ -290,10 +291,6 @@ def _which_network(arch: str | None, space: str | None, numbers: dict[str, int |
     if space is None:
         raise typer.BadParameter("give what to train: --space (`ofa spaces` lists them) or --arch")
     return (get_space(space).with_numbers(**given).name if given else space), None
-
-
-def _arch_file(path: Path) -> Path:
-    return path / "arch.json" if path.is_dir() else path
 
 
 def _is_first_process() -> bool:

@@ -37,7 +37,7 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
     if genotype is not None:
         cells = _cell_space(genotype, space).with_numbers(**numbers)
         return cells, cells.from_genotype(genotype)
-    record = read_json(_arch_file(path), schema=ARCH_SCHEMA)
+    record = read_json(arch_file(path), schema=ARCH_SCHEMA)
     whole = get_space(space or str(record.get("space")))
     if not numbers:
         return whole, whole.from_json(record)
@@ -60,9 +60,9 @@ def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
         raise ArtefactError(f"{text}: no such file; expected an arch.json, a text file with a genotype, or one of: {known}")
     if path.suffix == ".txt":
         return parse_genotype(_read_text(path))
-    if not _arch_file(path).exists() and (path / "genotype.txt").exists():  # a cell of no space of ours, such as enas_rnn
+    if not arch_file(path).exists() and (path / "genotype.txt").exists():  # a cell of no space of ours, such as enas_rnn
         return parse_genotype(_read_text(path / "genotype.txt"))
-    record = read_json(_arch_file(path), schema=ARCH_SCHEMA)
+    record = read_json(arch_file(path), schema=ARCH_SCHEMA)
     if record.get("space") == "darts_rnn":
         from ofa.spaces.darts_rnn import SPACE
 
@@ -74,7 +74,8 @@ def _read_text(path: Path) -> str:
     return read_bounded(path, what="a genotype", limit=MAX_JSON_BYTES).decode("utf-8", errors="replace")
 
 
-def _arch_file(path: Path) -> Path:
+def arch_file(path: Path) -> Path:
+    """Return the file of an architecture, or of the folder of one."""
     return path / "arch.json" if path.is_dir() else path
 
 

@@ -29,6 +29,7 @@ from ofa.artefacts import ArtefactError, read_json, sha256_of, sync_directory, w
 SCHEMA = "ofa.checkpoint/2"
 MODEL, TRAINING = "model.safetensors", "training.safetensors"
 KEEP = 2  # the newest, and the one before it should the newest be damaged
+CHECKPOINT_SECONDS = 600.0  # longer epochs are saved in between
 
 
 @dataclass(frozen=True)

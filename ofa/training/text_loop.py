@@ -18,16 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ofa.artefacts import append_jsonl, read_json, read_jsonl, write_bytes, write_json
+from ofa.artefacts import append_jsonl, forget_after, read_json, write_json
 from ofa.errors import OfaError
 from ofa.language_model import LanguageModel, Noise
 from ofa.progress import progress, say, stop_after_step
-from ofa.training.checkpoint import list_checkpoints, load_training, load_weights, newest_checkpoint, save_checkpoint
+from ofa.training.checkpoint import (
+    CHECKPOINT_SECONDS,
+    list_checkpoints,
+    load_training,
+    load_weights,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from ofa.training.distributed import World
 from ofa.training.text import Corpus, batchify, cut, piece
 from ofa.training.text_config import TextConfig
 
-CHECKPOINT_SECONDS = 600.0  # longer epochs are saved in between
 METRICS = "metrics.jsonl"
 
 
@@ -83,7 +89,7 @@ class TextLoop(ABC):
         self.hidden = tensors.pop("hidden").to(self.device)
         self.load_state(tensors, facts)
         for name in self.lines:
-            _forget_after(self.folder / name, self.step)
+            forget_after(self.folder / name, self.step)
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint."""
@@ -219,10 +225,3 @@ def open_or_create(folder: Path, schema: str, settings: Mapping[str, Any], *, re
 
 def _mean(losses: list[tuple[int, float]]) -> float:
     return sum(tokens * loss for tokens, loss in losses) / max(1, sum(tokens for tokens, _ in losses))
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be run again."""
-    if path.exists():
-        kept = [record for record in read_jsonl(path) if record.get("step", 0) <= step]
-        write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofa.artefacts import append_jsonl, read_jsonl, write_bytes
+from ofa.artefacts import append_jsonl, forget_after
 from ofa.counts import macs
 from ofa.errors import OfaError
 from ofa.progress import progress, say, stop_after_step
@@ -27,6 +26,7 @@ from ofa.training.augment import cut_out
 from ofa.training.auxiliary import Auxiliary
 from ofa.training.calibration import calibrate
 from ofa.training.checkpoint import (
+    CHECKPOINT_SECONDS,
     KEEP,
     list_checkpoints,
     load_latest,
@@ -45,8 +45,6 @@ from ofa.training.rules import Lesson
 from ofa.training.schedule import learning_rate
 from ofa.training.teacher import Teacher, network_teacher
 from ofa.training.validation import look_at, plan_look
-
-CHECKPOINT_SECONDS = 600.0  # longer epochs are saved in between
 
 
 class TrainingError(OfaError):
@@ -173,7 +171,7 @@ class Trainer:
         config, start = self.config, self.step
         metrics = self.run.supernet_dir / "metrics.jsonl"
         if self.world.is_first:
-            _forget_after(metrics, start)
+            forget_after(metrics, start)
             self._introduce()
         if start == self.total_steps:
             self._say(f"{self.run.path}: all {config.epochs} epochs are done already")
@@ -399,10 +397,3 @@ def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     if config.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the records of steps that will be run again."""
-    if metrics.exists():
-        kept = [record for record in read_jsonl(metrics) if record.get("step", 0) <= step]
-        write_bytes(metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -35,9 +35,9 @@ from search.joint.architect import AlphaGradients, first_order, second_order, se
 from search.joint.derive import derive_recurrent
 from search.joint.record import ALPHAS, DRAWING, FOLDER, GENOTYPE, SCHEMA, require_no_run
 from search.joint.rnn_config import RecurrentSearchConfig
+from search.joint.stepping import INITIAL_DEVIATION
 
 CELL = "recurrent"
-INITIAL_DEVIATION = 1e-3  # of the alphas before the first step
 EDGES = [(node, source) for node in range(1, NODES + 1) for source in range(node)]  # (to, from), rows of the alphas
 
 

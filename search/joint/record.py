@@ -97,14 +97,6 @@ def require_equal(out: Path, what: str, begun: Mapping[str, Any], now: Mapping[s
             )
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Drop the lines of steps that will be run again."""
-    for path in (folder / METRICS, folder / ALPHAS):
-        if path.exists():
-            kept = [record for record in read_jsonl(path) if record.get("step", 0) <= step]
-            write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-
-
 def write_found(out: Path, text: str, cells: tuple[Cell, ...], space: SearchSpace, arch: ArchConfig) -> None:
     """Write what a search has found: genotype.txt, cells.svg and arch.json."""
     write_bytes(out / GENOTYPE, f"{text}\n".encode())

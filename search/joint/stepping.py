@@ -17,15 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofa.artefacts import append_jsonl
+from ofa.artefacts import append_jsonl, forget_after
 from ofa.progress import progress, say, stop_after_step
 from ofa.run_dir import Run
-from ofa.training.checkpoint import Checkpoint, list_checkpoints, load_latest, load_training, newest_checkpoint, save_checkpoint
+from ofa.training.checkpoint import (
+    CHECKPOINT_SECONDS,
+    Checkpoint,
+    list_checkpoints,
+    load_latest,
+    load_training,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from ofa.training.optimizer import load_optimizer, optimizer_tensors
-from search.joint.record import ALPHAS, FOLDER, METRICS, SearchError, forget_after
+from search.joint.record import ALPHAS, FOLDER, METRICS, SearchError
 from search.joint.relaxation import Found
 
-CHECKPOINT_SECONDS = 600.0  # longer epochs are saved in between
 INITIAL_DEVIATION = 1e-3  # of alphas before the first step
 
 Losses = tuple[float, float | None]  # of the weights and of the alphas, None while they wait
@@ -122,7 +129,8 @@ class SteppedSearch(ABC):
         start = saved = self.step
         if self.stopped or start == self.total_steps:
             return
-        forget_after(self.folder, start)
+        for name in (METRICS, ALPHAS):
+            forget_after(self.folder / name, start)
         if start == 0:
             self._note_alphas()
         began = saved_at = time.monotonic()
