@@ -11,12 +11,12 @@ every edge, and a latency table a time for every operation at every width and re
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from ofa.block_spec import BlockSpec
+from ofa.cell_edges import Cell, Width, choose_edge, edge_name, numbers_in, reads_edges, reads_state, spec_of
 from ofa.errors import OfaError
 from ofa.genotype import INPUTS, Genotype, GenotypeError, Node
 from ofa.slots import fixed
@@ -25,46 +25,6 @@ from ofa.space import ArchConfig, Dimension, SearchSpace, Slot, Value
 STEMS = {"cifar": 4, "imagenet": 32}  # -> what the resolution must be a multiple of: reductions halve it without a rest
 Numbers = tuple[tuple[str, int | str], ...]
 STEM_MULTIPLIER = 3  # width of CIFAR's stem over that of the first cell
-OPERATIONS = {  # name in the field -> kind of block, kernel size; skip_connect is no block, or a factorized reduction
-    "max_pool_3x3": ("maxpool", 3),
-    "avg_pool_3x3": ("avgpool", 3),
-    "skip_connect": ("factorized_reduce", 1),
-    "dil_conv_3x3": ("dil_conv", 3),
-    "dil_conv_5x5": ("dil_conv", 5),
-    "sep_conv_3x3": ("sep_conv", 3),
-    "sep_conv_5x5": ("sep_conv", 5),
-    "sep_conv_7x7": ("sep_conv", 7),
-    "conv_7x1_1x7": ("row_column_conv", 7),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    """Where a cell stands: what fixes its blocks besides the choices."""
-
-    name: str
-    kind: str  # normal or reduce
-    channels: int
-    resolution: int  # of what it works on, before its own stride
-    states: tuple[str, str]  # the blocks whose outputs it reads: of the last cell but one, of the last
-    widths: tuple[_Width, _Width]  # their channels
-    halves_first: bool  # whether the first of them still has twice the resolution
-
-    @property
-    def stride(self) -> int:
-        return 2 if self.kind == "reduce" else 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Width:
-    """Channels of a cell's output, which the choice of what it hands on may decide."""
-
-    each: int
-    choice: str = ""  # dimension that says which states are stacked; "": `number` of them
-    number: int = 1
-
-    def of(self, *chosen: Value) -> int:
-        return self.each * (len(_numbers(chosen[0])) if chosen else self.number)
 
 
 @dataclass(frozen=True)
@@ -186,10 +146,10 @@ class CellSpace(SearchSpace):
             nodes = []
             for node in range(INPUTS, INPUTS + self.nodes):
                 prefix = f"{kind}.node{node}"
-                sources = _numbers(values[f"{prefix}.inputs"])
+                sources = numbers_in(values[f"{prefix}.inputs"])
                 nodes.append(tuple((str(values[f"{prefix}.op{place}"]), s) for place, s in enumerate(sources, 1)))
             concat = values.get(f"{kind}.concat", " ".join(map(str, range(INPUTS, INPUTS + self.nodes))))
-            cells |= {kind: tuple(nodes), f"{kind}_concat": _numbers(concat)}
+            cells |= {kind: tuple(nodes), f"{kind}_concat": numbers_in(concat)}
         return Genotype(**cells)
 
     # -- slots -------------------------------------------------------------------------------------------------------
@@ -203,21 +163,21 @@ class CellSpace(SearchSpace):
         for index in range(self.cells):
             kind = "reduce" if index in (self.cells // 3, 2 * self.cells // 3) else "normal"
             channels *= 2 if kind == "reduce" else 1
-            cell = _Cell(f"cell{index}", kind, channels, resolution, states, before, halves_first)
+            cell = Cell(f"cell{index}", kind, channels, resolution, states, before, halves_first)
             slots += self._cell(cell)
             resolution //= cell.stride
             halves_first = kind == "reduce"
             choice = f"{kind}.concat" if self.chooses_concat else ""
-            states, before = (states[1], cell.name), (before[1], _Width(channels, choice, self.nodes))
+            states, before = (states[1], cell.name), (before[1], Width(channels, choice, self.nodes))
         slots += [*self._head(before[1], resolution)]
         return tuple(slots)
 
-    def _stem(self) -> tuple[list[Slot], tuple[str, _Width], tuple[str, _Width]]:
+    def _stem(self) -> tuple[list[Slot], tuple[str, Width], tuple[str, Width]]:
         """The blocks before the cells, and the two outputs that the first cell reads."""
         if self.stem == "cifar":
-            width = _Width(STEM_MULTIPLIER * self.channels)
+            width = Width(STEM_MULTIPLIER * self.channels)
             return [fixed("stem", "conv", 3, width.each, 1, kernel_size=3)], ("stem", width), ("stem", width)
-        half, width = self.channels // 2, _Width(self.channels)
+        half, width = self.channels // 2, Width(self.channels)
         slots = [
             fixed("stem0", "conv", 3, half, 1, kernel_size=3, stride=2, act="relu"),
             fixed("stem1", "conv", half, self.channels, 2, kernel_size=3, stride=2),
@@ -225,18 +185,18 @@ class CellSpace(SearchSpace):
         ]
         return slots, ("stem1", width), ("stem2", width)
 
-    def _head(self, width: _Width, resolution: int) -> list[Slot]:
+    def _head(self, width: Width, resolution: int) -> list[Slot]:
         choices = (width.choice,) if width.choice else ()
 
         def pool(*chosen: Value) -> BlockSpec:
-            return _spec("pool", width.of(*chosen), width.of(*chosen), resolution)
+            return spec_of("pool", width.of(*chosen), width.of(*chosen), resolution)
 
         def classifier(*chosen: Value) -> BlockSpec:
             return BlockSpec("linear", width.of(*chosen), self.num_classes, 1, bias=True)
 
         return [Slot("pool", choices, pool), Slot("classifier", choices, classifier)]
 
-    def _cell(self, cell: _Cell) -> list[Slot]:
+    def _cell(self, cell: Cell) -> list[Slot]:
         slots = [self._input(cell, place) for place in (0, 1)]
         for node in range(INPUTS, INPUTS + self.nodes):
             slots += self._node(cell, node)
@@ -244,24 +204,24 @@ class CellSpace(SearchSpace):
         everything = range(INPUTS, INPUTS + self.nodes)
 
         def concat(*chosen: Value) -> BlockSpec:
-            number = len(_numbers(chosen[0])) if chosen else self.nodes
+            number = len(numbers_in(chosen[0])) if chosen else self.nodes
             resolution = cell.resolution // cell.stride
-            return _spec("concat", cell.channels, number * cell.channels, resolution, num_inputs=number)
+            return spec_of("concat", cell.channels, number * cell.channels, resolution, num_inputs=number)
 
         def reads(*chosen: Value) -> tuple[str, ...]:
-            return tuple(f"{cell.name}_node{state}" for state in (_numbers(chosen[0]) if chosen else everything))
+            return tuple(f"{cell.name}_node{state}" for state in (numbers_in(chosen[0]) if chosen else everything))
 
         return [*slots, Slot(cell.name, choices, concat, reads=reads, waiting=self._carried(cell))]
 
-    def _input(self, cell: _Cell, place: int) -> Slot:
+    def _input(self, cell: Cell, place: int) -> Slot:
         """What brings one of a cell's two inputs to its width."""
         width = cell.widths[place]
         halves = place == 0 and cell.halves_first
 
         def choose(*chosen: Value) -> BlockSpec:
             if halves:
-                return _spec("factorized_reduce", width.of(*chosen), cell.channels, 2 * cell.resolution, stride=2)
-            return _spec("relu_conv", width.of(*chosen), cell.channels, cell.resolution)
+                return spec_of("factorized_reduce", width.of(*chosen), cell.channels, 2 * cell.resolution, stride=2)
+            return spec_of("relu_conv", width.of(*chosen), cell.channels, cell.resolution)
 
         waiting = self._carried(cell) + place * cell.channels * cell.resolution**2
         return Slot(
@@ -272,7 +232,7 @@ class CellSpace(SearchSpace):
             waiting=waiting,
         )
 
-    def _carried(self, cell: _Cell) -> int:
+    def _carried(self, cell: Cell) -> int:
         """Activations of the cells before that this or the next cell has yet to read, at most."""
         sides = (cell.resolution * (2 if cell.halves_first else 1), cell.resolution)
         return sum(
@@ -280,7 +240,7 @@ class CellSpace(SearchSpace):
             for width, side in zip(cell.widths, sides, strict=True)
         )
 
-    def _node(self, cell: _Cell, node: int) -> list[Slot]:
+    def _node(self, cell: Cell, node: int) -> list[Slot]:
         """The edges into a node, and the sum of the two that are there."""
         choices = tuple(f"{cell.kind}.node{node}.{part}" for part in ("inputs", "op1", "op2"))
         before, after = cell.channels * cell.resolution**2, cell.channels * (cell.resolution // cell.stride) ** 2
@@ -290,72 +250,15 @@ class CellSpace(SearchSpace):
             for again in (False, True)[: 1 + self.repeats]:
                 slots.append(
                     Slot(
-                        _edge_name(cell.name, node, source, again),
+                        edge_name(cell.name, node, source, again),
                         choices,
-                        _choose_edge(cell, source, again),
-                        reads=_reads_state(cell.name, source),
+                        choose_edge(cell, source, again),
+                        reads=reads_state(cell.name, source),
                         is_path=True,
                         waiting=waiting + after,
                     )
                 )
         after_cell = cell.resolution // cell.stride
-        total = _spec("sum", cell.channels, cell.channels, after_cell, num_inputs=2)
-        slots.append(Slot(f"{cell.name}_node{node}", choices, lambda *_: total, reads=_reads_edges(cell, node), waiting=waiting))
+        total = spec_of("sum", cell.channels, cell.channels, after_cell, num_inputs=2)
+        slots.append(Slot(f"{cell.name}_node{node}", choices, lambda *_: total, reads=reads_edges(cell, node), waiting=waiting))
         return slots
-
-
-def _choose_edge(cell: _Cell, source: int, again: bool) -> Callable[..., BlockSpec | None]:
-    """Which block stands on the edge from a state, if any: an identity is none."""
-    stride = cell.stride if source < INPUTS else 1
-    resolution = cell.resolution if source < INPUTS else cell.resolution // cell.stride
-
-    def choose(inputs: str, op1: str, op2: str) -> BlockSpec | None:
-        operation = _operation(inputs, op1, op2, source, again)
-        if operation is None or (operation == "skip_connect" and stride == 1):
-            return None
-        kind, kernel_size = OPERATIONS[operation]
-        return _spec(kind, cell.channels, cell.channels, resolution, kernel_size=kernel_size, stride=stride)
-
-    return choose
-
-
-def _reads_edges(cell: _Cell, node: int) -> Callable[..., tuple[str, ...]]:
-    def reads(inputs: str, op1: str, op2: str) -> tuple[str, ...]:
-        first, second = _numbers(inputs)
-        found = []
-        for operation, source, again in ((op1, first, False), (op2, second, first == second)):
-            passes = operation == "skip_connect" and (cell.kind == "normal" or source >= INPUTS)
-            found.append(_state_name(cell.name, source) if passes else _edge_name(cell.name, node, source, again))
-        return tuple(found)
-
-    return reads
-
-
-def _operation(inputs: str, op1: str, op2: str, source: int, again: bool) -> str | None:
-    """The operation on a node's edge from a state; `again`: on its second edge from there."""
-    first, second = _numbers(inputs)
-    if first == second:
-        return None if source != first else op2 if again else op1
-    return None if again else {first: op1, second: op2}.get(source)
-
-
-def _reads_state(cell: str, source: int) -> Callable[..., tuple[str, ...]]:
-    return lambda *_: (_state_name(cell, source),)
-
-
-def _state_name(cell: str, state: int) -> str:
-    return f"{cell}_input{state}" if state < INPUTS else f"{cell}_node{state}"
-
-
-def _edge_name(cell: str, node: int, source: int, again: bool) -> str:
-    return f"{cell}_node{node}_from{source}{'_again' if again else ''}"
-
-
-@lru_cache(maxsize=512)
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split()))
-
-
-@lru_cache(maxsize=4096)  # thousands of choices are the same few blocks
-def _spec(kind: str, in_channels: int, out_channels: int, resolution: int, **fields: int) -> BlockSpec:
-    return BlockSpec(kind, in_channels, out_channels, resolution, **fields)  # type: ignore[arg-type]

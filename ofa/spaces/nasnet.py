@@ -4,6 +4,7 @@ A node may read one state twice (Zoph et al. 2018, arXiv 1707.07012; Real et al.
 is that of `ofa.spaces.darts`.
 """
 
-from ofa.cell_space import OPERATIONS, CellSpace
+from ofa.cell_edges import OPERATIONS
+from ofa.cell_space import CellSpace
 
 SPACE = CellSpace(base="nasnet", operations=tuple(OPERATIONS), nodes=5, repeats=True, chooses_concat=True)
