@@ -122,10 +122,6 @@ def _sum_peak(s: BlockSpec) -> int:
     return s.num_inputs * _in(s)
 
 
-def _concat_peak(s: BlockSpec) -> int:
-    return s.num_inputs * _in(s) + _out(s)
-
-
 PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "conv": _layer_peak,
     "mbconv": _mbconv_peak,
@@ -142,7 +138,7 @@ PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "basic": _basic_peak,
     "norm": _layer_peak,
     "sum": _sum_peak,
-    "concat": _concat_peak,
+    "concat": _pool_peak,
     "zeros": _in,
 }
 CELL_KINDS = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "row_column_conv", "avgpool", "sum", "concat", "zeros")

@@ -32,11 +32,17 @@ class BlockSpec:
     se: bool = False
     bias: bool = False
     shortcut: str = "none"  # one of SHORTCUTS
-    num_inputs: int = 1  # tensors that a joining block reads, each with in_channels
+    num_inputs: int = 1  # tensors that a sum reads, each with in_channels; a concat reads any number, in_channels together
+    kernel_width: int = 0  # of a kernel that is not square, kernel_size high; 0 = it is square
+    padded: int = 0  # height and width after zero padding, pixels, of a pad block
+    weight_bits: int = 0  # of weights in training and in the file; 0 = whatever the file has
+    activation_bits: int = 0  # likewise, of what convolutions take
 
     @property
     def out_resolution(self) -> int:
         """Height and width of the output, pixels, with "same" padding."""
+        if self.kind == "pad":
+            return self.padded
         return 1 if self.kind in ("pool", "linear") else (self.resolution - 1) // self.stride + 1
 
     def __str__(self) -> str:
@@ -44,10 +50,12 @@ class BlockSpec:
         if self.hidden_channels:
             parts.append(f"hidden {self.hidden_channels}")
         if self.kind not in ("pool", "linear"):
-            parts.append(f"k{self.kernel_size} s{self.stride}")
+            parts.append(f"k{self.kernel_size}{f'x{self.kernel_width}' if self.kernel_width else ''} s{self.stride}")
         parts += [word for word in (self.act, self.shortcut) if word != "none"]
         parts += ["se"] if self.se else []
         parts += [f"of {self.num_inputs}"] if self.num_inputs != 1 else []
+        parts += [f"to {self.padded}"] if self.padded else []
+        parts += [f"w{self.weight_bits} a{self.activation_bits}"] if self.weight_bits else []
         return " ".join([*parts, f"r{self.resolution}"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def wiring(blocks: Mapping[str, BlockSpec]) -> dict[str, tuple[str, ...]]:
         unknown = next((source for source in wires[name] if source not in wires and source != IMAGES), None)
         if unknown is not None or name in wires[name]:
             raise OfaError(f"block {name!r} reads {unknown or name!r}, which is none of the blocks before it")
-        if len(wires[name]) != spec.num_inputs:
+        if len(wires[name]) != spec.num_inputs and spec.kind != "concat":
             raise OfaError(f"block {name!r} reads {len(wires[name])} tensors, expected {spec.num_inputs} ({spec})")
         before = name
     if extra := sorted(set(given) - set(wires)):

@@ -206,7 +206,7 @@ class CellSpace(SearchSpace):
         def concat(*chosen: Value) -> BlockSpec:
             number = len(numbers_in(chosen[0])) if chosen else self.nodes
             resolution = cell.resolution // cell.stride
-            return spec_of("concat", cell.channels, number * cell.channels, resolution, num_inputs=number)
+            return spec_of("concat", number * cell.channels, number * cell.channels, resolution)
 
         def reads(*chosen: Value) -> tuple[str, ...]:
             return tuple(f"{cell.name}_node{state}" for state in (numbers_in(chosen[0]) if chosen else everything))

@@ -80,7 +80,7 @@ def variants(resolution):
     yield BlockSpec("basic", 8, 8, resolution, kernel_size=3, shortcut="identity")
     yield BlockSpec("norm", 8, 8, resolution, act="relu")
     yield BlockSpec("sum", 8, 8, resolution, num_inputs=3)
-    yield BlockSpec("concat", 8, 24, resolution, num_inputs=3)
+    yield BlockSpec("concat", 24, 24, resolution)
     yield BlockSpec("zeros", 8, 8, resolution)
 
 

@@ -112,9 +112,9 @@ def block_specs(draw):
         return BlockSpec(**fields | {"resolution": 1}, out_channels=draw(wide), act=act, bias=draw(st.booleans()))
     if kind in ("pool", "maxpool", "norm", "zeros", "sum", "concat", "avgpool"):
         window = {"kernel_size": 3, "stride": 2} if kind in ("maxpool", "avgpool") else {}
-        joined = draw(st.integers(1, 4)) if kind in ("sum", "concat") else 1
-        out = fields["in_channels"] * (joined if kind == "concat" else 1)
-        return BlockSpec(**fields, **window, out_channels=out, num_inputs=joined, act="relu" if kind == "norm" else "none")
+        joined = draw(st.integers(1, 4)) if kind == "sum" else 1
+        act = "relu" if kind == "norm" else "none"
+        return BlockSpec(**fields, **window, out_channels=fields["in_channels"], num_inputs=joined, act=act)
     stride = draw(st.sampled_from([1, 2]))
     if kind == "factorized_reduce":
         return BlockSpec(**fields | {"resolution": 2 * fields["resolution"]}, out_channels=draw(wide), stride=2)
