@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, wiring
 from ofa.cell_blocks import BasicBlock, Concat, DilConv, FactorizedReduce, Norm, ReluConvBN, RowColumnConv, SepConv, Sum, Zeros
 from ofa.layers import ConvBN, activation, make_shortcut
+from ofa.shuffle_blocks import ShuffleBlock, XceptionBlock
 from ofa.slots import se_channels
 
 
@@ -130,6 +131,9 @@ KINDS: dict[str, Callable[[BlockSpec, float], nn.Module]] = {
     "sum": lambda spec, bn_eps: Sum(),
     "concat": lambda spec, bn_eps: Concat(),
     "zeros": lambda spec, bn_eps: Zeros(),
+    # of Single Path One-Shot
+    "shuffle": ShuffleBlock,
+    "xception": XceptionBlock,
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofa.block_spec import BlockSpec
+from ofa.shufflenet import branch_channels
 from ofa.slots import se_channels
 from ofa.space import Population, SearchSpace
 
@@ -142,6 +143,39 @@ def _norm_params(s: BlockSpec) -> int:
     return 2 * s.in_channels
 
 
+def _shuffle_macs(s: BlockSpec) -> int:
+    (before, after), hidden, pixels = branch_channels(s), s.hidden_channels, s.out_resolution**2
+    branch = before * hidden * s.resolution**2 + hidden * (s.kernel_size**2 + after) * pixels
+    return branch + _projection_macs(s)
+
+
+def _shuffle_params(s: BlockSpec) -> int:
+    (before, after), hidden = branch_channels(s), s.hidden_channels
+    return hidden * (before + s.kernel_size**2 + after) + 2 * (2 * hidden + after) + _projection_params(s)
+
+
+def _xception_macs(s: BlockSpec) -> int:
+    return _xception_weights(s) * s.out_resolution**2 + _projection_macs(s)
+
+
+def _xception_params(s: BlockSpec) -> int:
+    (before, after), hidden = branch_channels(s), s.hidden_channels
+    return _xception_weights(s) + 2 * (before + 4 * hidden + after) + _projection_params(s)
+
+
+def _xception_weights(s: BlockSpec) -> int:
+    (before, after), hidden = branch_channels(s), s.hidden_channels
+    return (before + 2 * hidden) * s.kernel_size**2 + hidden * (before + hidden + after)
+
+
+def _projection_macs(s: BlockSpec) -> int:
+    return s.in_channels * (s.kernel_size**2 + s.in_channels) * s.out_resolution**2 if s.stride > 1 else 0
+
+
+def _projection_params(s: BlockSpec) -> int:
+    return s.in_channels * (s.kernel_size**2 + s.in_channels + 4) if s.stride > 1 else 0
+
+
 def _nothing(s: BlockSpec) -> int:
     return 0
 
@@ -164,6 +198,8 @@ MACS: dict[str, Count] = {
     "sum": _nothing,
     "concat": _nothing,
     "zeros": _nothing,
+    "shuffle": _shuffle_macs,
+    "xception": _xception_macs,
 }
 PARAMS: dict[str, Count] = {
     "conv": _conv_params,
@@ -183,4 +219,6 @@ PARAMS: dict[str, Count] = {
     "sum": _nothing,
     "concat": _nothing,
     "zeros": _nothing,
+    "shuffle": _shuffle_params,
+    "xception": _xception_params,
 }
