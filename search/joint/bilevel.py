@@ -14,18 +14,19 @@ from ofa.run_dir import Run
 from ofa.training.augment import augment, draw
 from ofa.training.config import TrainConfig
 from ofa.training.data import Images, Preprocessing, in_batches, steps_per_epoch, training_batch
+from search.joint.alpha_search import AlphaSearch, Losses, fresh_alphas
 from search.joint.architect import AlphaGradients, first_order, momentum_buffers, second_order, second_order_exact
 from search.joint.config import DartsConfig
 from search.joint.hardware import LatencyTerm
 from search.joint.relaxation import Found, Relaxation
-from search.joint.stepping import Losses, Optimizers, SteppedSearch, fresh_alphas
+from search.joint.stepping import Optimizers
 
 LOOK_IMAGES = 2_000  # of those that alphas learn from, on which accuracy is looked at after each epoch
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 
 
-class BilevelSearch(SteppedSearch):
+class BilevelSearch(AlphaSearch):
     """The network of all operations, the alphas, their optimisers, and where the search stands."""
 
     def __init__(

@@ -23,6 +23,7 @@ from ofa.supernet import Supernet
 from ofa.training.checkpoint import Checkpoint
 from ofa.training.config import TrainConfig
 from ofa.training.data import Images, steps_per_epoch, training_batch
+from search.joint.alpha_search import AlphaSearch, Losses, fresh_alphas
 from search.joint.cyclic import (
     FeatureEnsemble,
     Features,
@@ -34,7 +35,7 @@ from search.joint.cyclic import (
 from search.joint.cyclic_config import CyclicConfig
 from search.joint.images import SearchImages
 from search.joint.relaxation import DartsCells, Found, found_cells
-from search.joint.stepping import Losses, Optimizers, SteppedSearch, fresh_alphas
+from search.joint.stepping import Optimizers
 
 CELLS = ("normal", "reduce")
 BETAS = {cell: f"{cell}_edges" for cell in CELLS}  # name among the alphas
@@ -43,7 +44,7 @@ Batch = tuple[Tensor, Tensor]  # images and labels
 Pass = tuple[Tensor, Sequence[Tensor]]  # logits, features after two stages
 
 
-class CyclicSearch(SteppedSearch):
+class CyclicSearch(AlphaSearch):
     """Two networks and the alphas.
 
     E is a path through a supernet of its size, which holds weights for every operation on every edge: it is the pool from which

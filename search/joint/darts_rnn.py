@@ -31,11 +31,11 @@ from ofa.training.optimizer import load_optimizer, optimizer_tensors
 from ofa.training.text import batchify, load_text, piece
 from ofa.training.text_loop import METRICS, TextLoop, nats_a_token, open_or_create, perplexity_of, require_one_process
 from search.cell_drawing import cells_of, write_drawing
+from search.joint.alpha_search import INITIAL_DEVIATION
 from search.joint.architect import AlphaGradients, first_order, second_order, second_order_exact
 from search.joint.derive import derive_recurrent
 from search.joint.record import ALPHAS, DRAWING, FOLDER, GENOTYPE, SCHEMA, require_no_run
 from search.joint.rnn_config import RecurrentSearchConfig
-from search.joint.stepping import INITIAL_DEVIATION
 
 CELL = "recurrent"
 EDGES = [(node, source) for node in range(1, NODES + 1) for source in range(node)]  # (to, from), rows of the alphas

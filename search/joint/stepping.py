@@ -1,7 +1,7 @@
-"""What searches by gradients share: steps, epochs, checkpoints, and the end for what is not finite.
+"""What searches of weights and architecture together share: steps, epochs, checkpoints, and the end for what is not finite.
 
-What a step does is a function of (weights, alphas, the optimisers' state, seed, step): all that is random is drawn from the last
-two, so that a search that was stopped goes on as if it had not been.
+What a step does is a function of (weights, what decides the architecture, the optimisers' state, seed, step): all that is random
+is drawn from the last two, so that a search that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,21 +30,22 @@ from ofa.training.checkpoint import (
     save_checkpoint,
 )
 from ofa.training.optimizer import load_optimizer, optimizer_tensors
-from search.joint.record import ALPHAS, FOLDER, METRICS, SearchError
-from search.joint.relaxation import Found
+from search.joint.record import FOLDER, METRICS, SearchError
 
-INITIAL_DEVIATION = 1e-3  # of alphas before the first step
-
-Losses = tuple[float, float | None]  # of the weights and of the alphas, None while they wait
+# losses of one step, of the weights and of what decides the architecture; None: that was no part of it
+Losses = TypeVar("Losses", bound=tuple[float | None, float | None])
 Optimizers = list[tuple[str, nn.Module, torch.optim.Optimizer]]  # prefix in a checkpoint, whose parameters, what moves them
 
 
-class SteppedSearch(ABC):
-    """Networks, alphas, and where their search stands."""
+class SteppedSearch(ABC, Generic[Losses]):
+    """Networks, and where their search stands."""
 
-    def __init__(self, run: Run, net: nn.Module, alphas: nn.ParameterDict, *, epoch_steps: int, epochs: int, advice: str) -> None:
+    lines: ClassVar[tuple[str, ...]] = (METRICS,)  # files that grow with the epochs
+    loss_names: ClassVar[tuple[str, str]]  # of the two losses: "of ..."
+
+    def __init__(self, run: Run, net: nn.Module, *, epoch_steps: int, epochs: int, advice: str) -> None:
         """Begin; `advice` says what to do about weights that are not finite."""
-        self.run, self.net, self.alphas, self.advice = run, net, alphas, advice
+        self.run, self.net, self.advice = run, net, advice
         self.epoch_steps, self.epochs, self.total_steps = epoch_steps, epochs, epoch_steps * epochs
         self.step, self.stopped = 0, ""
         self.losses: list[Losses] = []  # of this epoch
@@ -62,29 +63,38 @@ class SteppedSearch(ABC):
 
     @abstractmethod
     def one_step(self) -> Losses:
-        """Take step number `step`; returns the loss of the weights and that of the alphas."""
+        """Take step number `step`; returns the loss of the weights and that of what decides the architecture."""
 
     @abstractmethod
     def optimizers(self) -> Optimizers:
-        """Return what a checkpoint holds besides weights and alphas."""
-
-    @abstractmethod
-    def probabilities(self) -> dict[str, Tensor]:
-        """Return cell -> (edges, operations), with gradients to the alphas."""
-
-    @abstractmethod
-    def found(self, *, limited: bool = True) -> Found:
-        """Return what the alphas decide for as they are now; `limited`: with at most as many skips as a guard allows."""
+        """Return what a checkpoint holds besides weights and `tensors`."""
 
     @abstractmethod
     def facts(self, epoch: int, losses: Sequence[Losses]) -> dict[str, Any]:
         """Return what metrics.jsonl says of an epoch that has just ended, counted from 0."""
 
-    def ends(self, epoch: int, skips: Mapping[str, int]) -> str:
-        """Return why the search ends after an epoch; "" = it goes on."""
+    def begin(self) -> None:
+        """Note what is to be noted before the first step."""
+
+    def end_epoch(self, epoch: int) -> str:
+        """Do what an epoch ends with, counted from 0, after its line was written; returns what to say of it besides.
+
+        May set `stopped`, the reason why the search ends here.
+        """
         return ""
 
+    def learned(self) -> Iterable[Tensor]:
+        """Return what must stay finite."""
+        return self.net.parameters()
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return tensors of a checkpoint besides the weights and the optimisers' state."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned; there are others among them."""
 
     def state(self) -> dict[str, Any]:
         """Return facts of a checkpoint that are no tensors."""
@@ -94,7 +104,7 @@ class SteppedSearch(ABC):
         """Take over what `state` returned, before optimisers are read."""
         state = checkpoint.state()
         self.stopped = str(state["stopped"])
-        self.losses = [(loss, of_alphas) for loss, of_alphas in state.get("losses", [])]  # older checkpoints have none
+        self.losses = [(first, second) for first, second in state.get("losses", [])]  # type: ignore[misc]  # older ones have none
 
     def load(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -104,16 +114,14 @@ class SteppedSearch(ABC):
         self.step = load_latest(self.folder, self.net)
         self.restore(checkpoint)
         tensors = load_training(checkpoint)
-        with torch.no_grad():
-            for cell, alphas in self.alphas.items():
-                alphas.copy_(tensors[f"alphas|{cell}"])
+        self.load_tensors(tensors)
         for prefix, module, optimizer in self.optimizers():
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             load_optimizer(module, optimizer, own)
 
     def save(self) -> None:
         """Write a checkpoint."""
-        training: dict[str, Tensor] = {f"alphas|{cell}": alphas for cell, alphas in self.alphas.items()}
+        training = self.tensors()
         for prefix, module, optimizer in self.optimizers():
             training |= {f"{prefix}{name}": value for name, value in optimizer_tensors(module, optimizer).items()}
         save_checkpoint(self.folder, self.net.state_dict(), self.step, training=training, extra=self.state())
@@ -129,26 +137,24 @@ class SteppedSearch(ABC):
         start = saved = self.step
         if self.stopped or start == self.total_steps:
             return
-        for name in (METRICS, ALPHAS):
+        for name in self.lines:
             forget_after(self.folder / name, start)
         if start == 0:
-            self._note_alphas()
+            self.begin()
         began = saved_at = time.monotonic()
         with progress("searching", self.total_steps, done=start) as advance, stop_after_step() as stop_asked:
             while self.step < self.total_steps and not self.stopped:
                 found = self.one_step()
                 if not all(loss is None or math.isfinite(loss) for loss in found):
-                    raise SearchError(
-                        f"loss is {found[0]} on images of the weights and {found[1]} on those of the alphas at step {self.step}; "
-                        f"{_kept(saved)}; {self.advice}"
-                    )
+                    said = [f"{loss} {name}" for loss, name in zip(found, self.loss_names, strict=True) if loss is not None]
+                    raise SearchError(f"loss is {' and '.join(said)} at step {self.step}; {_kept(saved)}; {self.advice}")
                 self.losses.append(found)
                 self.step += 1
                 stop, epoch_done = stop_asked(), self.step % self.epoch_steps == 0
-                advance(note=f"loss {np.mean([loss for loss, _ in self.losses[-50:]]):.3f}")
+                advance(note=self._last_losses())
                 if not (epoch_done or stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
                     continue
-                if not all(bool(tensor.isfinite().all()) for tensor in (*self.net.parameters(), *self.alphas.values())):
+                if not all(bool(tensor.isfinite().all()) for tensor in self.learned()):
                     raise SearchError(f"weights are not finite after step {self.step - 1}; {_kept(saved)}; {self.advice}")
                 if epoch_done:
                     self._end_epoch(began)
@@ -157,32 +163,20 @@ class SteppedSearch(ABC):
                 if stop and self.step < self.total_steps:
                     raise KeyboardInterrupt
 
+    def _last_losses(self) -> str:
+        some = [loss for loss, _ in self.losses[-50:] if loss is not None]
+        return f"loss {np.mean(some):.3f}" if some else ""
+
     def _end_epoch(self, began: float) -> None:
         done = self.epoch  # the next step begins another
         record: dict[str, Any] = {"step": self.step, "epoch": done, **self.facts(done - 1, self.losses)}
         self.losses.clear()
         append_jsonl(self.folder / METRICS, record | {"seconds": round(time.monotonic() - began, 1)})
-        skips = self._note_alphas()
-        self.stopped = self.ends(done - 1, skips)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in record.items() if isinstance(value, float))
-        say(f"epoch {done}/{self.epochs}: {shown}, skips " + ", ".join(f"{n} ({cell})" for cell, n in skips.items()))
+        besides = self.end_epoch(done - 1)
+        shown = [f"{name} {value:.4f}" for name, value in record.items() if isinstance(value, float)]
+        say(f"epoch {done}/{self.epochs}: {', '.join([*shown, besides] if besides else shown)}")
         if self.stopped:
             say(f"the search ends here: {self.stopped}")
-
-    def _note_alphas(self) -> dict[str, int]:
-        """Write where the alphas stand; returns the number of skips that they decide for."""
-        skips = self.found(limited=False).skips
-        rows = {cell: [[round(p, 5) for p in row] for row in value.tolist()] for cell, value in self.probabilities().items()}
-        record = {"step": self.step, "epoch": self.epoch, "skips": skips, "genotype": self.found().text}
-        append_jsonl(self.folder / ALPHAS, record | {"probabilities": rows})
-        return skips
-
-
-def fresh_alphas(shapes: Mapping[str, tuple[int, ...]], seed: int, device: torch.device) -> nn.ParameterDict:
-    """Return alphas before the first step: nearly nothing, but no two alike."""
-    generator = torch.Generator().manual_seed(seed)
-    found = {name: (INITIAL_DEVIATION * torch.randn(shape, generator=generator)).to(device) for name, shape in shapes.items()}
-    return nn.ParameterDict(found)
 
 
 def _kept(step: int) -> str:
