@@ -34,8 +34,8 @@ def _mbconv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     out = g.conv(out, f"{name}.depthwise", hidden, hidden, spec.kernel_size, spec.stride, groups=hidden, act=spec.act)
     if spec.se:
         mean = g.node("GlobalAveragePool", [out], f"{name}.se.mean")
-        squeezed = g.conv(mean, f"{name}.se.reduce", hidden, se_channels(hidden), act="relu")
-        gate = g.conv(squeezed, f"{name}.se.expand", se_channels(hidden), hidden)
+        squeezed = g.conv(mean, f"{name}.se.reduce", hidden, se_channels(spec), act="relu")
+        gate = g.conv(squeezed, f"{name}.se.expand", se_channels(spec), hidden)
         gate = g.node("HardSigmoid", [gate], f"{name}.se.gate", alpha=1 / 6, beta=0.5)
         out = g.node("Mul", [out, gate], f"{name}.se")
     out = g.conv(out, f"{name}.project", hidden, spec.out_channels)

@@ -72,7 +72,7 @@ def _mbconv_peak(s: BlockSpec) -> int:
     wide, narrow = hidden * s.resolution**2, hidden * s.out_resolution**2  # before and after the depthwise convolution
     expand = max(_in(s) + wide, kept + _activated(s, wide)) if hidden != s.in_channels else 0
     depthwise = max((kept if expand else 0) + wide + narrow, kept + _activated(s, narrow))
-    squeeze = kept + narrow + hidden + se_channels(hidden) if s.se else 0
+    squeeze = kept + narrow + hidden + se_channels(s) if s.se else 0
     return max(expand, depthwise, squeeze, kept + narrow + _out(s))
 
 

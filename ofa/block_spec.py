@@ -37,6 +37,7 @@ class BlockSpec:
     padded: int = 0  # height and width after zero padding, pixels, of a pad block
     weight_bits: int = 0  # of weights in training and in the file; 0 = whatever the file has
     activation_bits: int = 0  # likewise, of what convolutions take
+    squeezed: int = 0  # channels inside squeeze-and-excitation; 0 = a quarter of the hidden ones, in steps of eight
 
     @property
     def out_resolution(self) -> int:
@@ -52,7 +53,7 @@ class BlockSpec:
         if self.kind not in ("pool", "linear"):
             parts.append(f"k{self.kernel_size}{f'x{self.kernel_width}' if self.kernel_width else ''} s{self.stride}")
         parts += [word for word in (self.act, self.shortcut) if word != "none"]
-        parts += ["se"] if self.se else []
+        parts += [f"se{self.squeezed or ''}"] if self.se else []
         parts += [f"of {self.num_inputs}"] if self.num_inputs != 1 else []
         parts += [f"to {self.padded}"] if self.padded else []
         parts += [f"w{self.weight_bits} a{self.activation_bits}"] if self.weight_bits else []

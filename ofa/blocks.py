@@ -32,11 +32,11 @@ class ResidualConvBN(ConvBN):
 class SqueezeExcite(nn.Module):
     """Scale channels by a gate computed from their means (Hu et al. 2018), hard sigmoid as in MobileNetV3."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, se_channels(channels), 1)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
         self.act = nn.ReLU(inplace=True)
-        self.expand = nn.Conv2d(se_channels(channels), channels, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
         self.gate = nn.Hardsigmoid(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class MBConv(nn.Module):
         expands = hidden != spec.in_channels
         self.expand = ConvBN(spec.in_channels, hidden, 1, 1, spec.act, bn_eps) if expands else nn.Identity()
         self.depthwise = ConvBN(hidden, hidden, spec.kernel_size, spec.stride, spec.act, bn_eps, depthwise=True)
-        self.se = SqueezeExcite(hidden) if spec.se else nn.Identity()
+        self.se = SqueezeExcite(hidden, se_channels(spec)) if spec.se else nn.Identity()
         self.project = ConvBN(hidden, spec.out_channels, 1, 1, "none", bn_eps)
         self.shortcut = make_shortcut(spec, bn_eps)
 

@@ -53,7 +53,7 @@ def _conv_macs(s: BlockSpec) -> int:
 def _mbconv_macs(s: BlockSpec) -> int:
     hidden, pixels_in, pixels_out = s.hidden_channels, s.resolution**2, s.out_resolution**2
     expand = s.in_channels * hidden * pixels_in if hidden != s.in_channels else 0
-    squeeze = 2 * hidden * se_channels(hidden) if s.se else 0
+    squeeze = 2 * hidden * se_channels(s) if s.se else 0
     return expand + hidden * s.kernel_size**2 * pixels_out + squeeze + hidden * s.out_channels * pixels_out
 
 
@@ -77,7 +77,7 @@ def _conv_params(s: BlockSpec) -> int:
 def _mbconv_params(s: BlockSpec) -> int:
     hidden = s.hidden_channels
     expand = s.in_channels * hidden + 2 * hidden if hidden != s.in_channels else 0
-    squeeze = 2 * hidden * se_channels(hidden) + hidden + se_channels(hidden) if s.se else 0
+    squeeze = 2 * hidden * se_channels(s) + hidden + se_channels(s) if s.se else 0
     depthwise = hidden * s.kernel_size**2 + 2 * hidden
     return expand + depthwise + squeeze + hidden * s.out_channels + 2 * s.out_channels
 

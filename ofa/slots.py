@@ -12,9 +12,9 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def se_channels(hidden_channels: int) -> int:
+def se_channels(spec: BlockSpec) -> int:
     """Squeezed width of squeeze-and-excitation (Howard et al. 2019, section 5.3: a quarter of the expanded width)."""
-    return make_divisible(hidden_channels // 4)
+    return spec.squeezed or make_divisible(spec.hidden_channels // 4)
 
 
 def shrunk(resolution: int, factor: int) -> int:

@@ -311,7 +311,7 @@ def test_torchvisions_mobilenet_v3_large_is_a_network_of_our_blocks():
     settled(net, 64)  # the statistics hang little on the size, and this is a twelfth of the time
     blocks = mbv3.large_blocks(224)
     squeezed = [module.fc1.out_channels for module in net.modules() if isinstance(module, torchvision.ops.SqueezeExcitation)]
-    assert squeezed == [se_channels(spec.hidden_channels) for spec in blocks.values() if spec.se]
+    assert squeezed == [se_channels(spec) for spec in blocks.values() if spec.se]
     chain = mbv3.as_chain(net)
     content = emit(blocks, fold(chain))
     assert sum(map(block_params, blocks.values())) == sum(p.numel() for p in net.parameters())
