@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from string import ascii_letters
 
+import numpy as np
 import onnx
 from onnx import TensorProto, defs, helper
 
 from deploy.graphs import UINT16_OPSET, Graph, HalfGraph, QuantizedGraph, Scales, Weights
 from deploy.precision import FLOATS, PrecisionError, grid_of
-from ofa.block_spec import IMAGES, BlockSpec, wiring
+from ofa.block_spec import IMAGES, BlockSpec, padding, wiring
 from ofa.errors import OfaError
 from ofa.slots import se_channels
 
@@ -24,7 +26,8 @@ OPSET, LEAST_OPSET = 17, 13  # quantisation for each channel came with 13
 
 
 def _conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
-    out = g.conv(x, name, spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, act=spec.act)
+    channels, window = (spec.in_channels, spec.out_channels), (spec.kernel_size, spec.stride)
+    out = g.conv(x, name, *channels, *window, act=spec.act, kernel_width=spec.kernel_width)
     return _add_shortcut(g, x, out, name, spec)
 
 
@@ -73,6 +76,12 @@ def _maxpool(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     return g.node("MaxPool", [x], name, **window)
 
 
+def _pad(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    before, after = padding(spec)
+    ends = np.array([0, 0, before, before, 0, 0, after, after], np.int64)
+    return g.node("Pad", [x, g.constant(f"{name}.ends", ends)], name)
+
+
 def _pool(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     return g.node("Flatten", [g.node("GlobalAveragePool", [x], f"{name}.mean")], name, axis=1)
 
@@ -104,7 +113,7 @@ def _sep_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
 def _dil_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     channels, window = spec.in_channels, (spec.kernel_size, spec.stride)
     x = g.activation("relu", x, f"{name}.relu")
-    x = g.conv(x, f"{name}.depthwise", channels, channels, *window, groups=channels, bias=False, dilation=2)
+    x = g.conv(x, f"{name}.depthwise", channels, channels, *window, groups=channels, bias=False, dilation=dilation)
     return g.conv(x, f"{name}.pointwise", channels, spec.out_channels)
 
 
@@ -153,6 +162,7 @@ EMITTERS: dict[str, Callable[..., str]] = {
     "bottleneck": _bottleneck,
     "maxpool": _maxpool,
     "pool": _pool,
+    "pad": _pad,
     "linear": _linear,
     "relu_conv": _relu_conv,
     "factorized_reduce": _factorized_reduce,

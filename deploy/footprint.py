@@ -127,6 +127,7 @@ PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "mbconv": _mbconv_peak,
     "bottleneck": _bottleneck_peak,
     "maxpool": _pool_peak,
+    "pad": _pool_peak,
     "pool": _pool_peak,
     "linear": _layer_peak,
     "relu_conv": _layer_peak,

@@ -96,13 +96,18 @@ class Graph:
         act: str = "none",
         bias: bool = True,
         dilation: int = 1,
+        kernel_width: int = 0,
     ) -> str:
-        """Convolution with "same" padding, none for an even kernel on an even side, then the activation."""
-        square = [kernel_size] * 2
-        padding = dilation * (kernel_size // 2) if kernel_size % 2 else 0
-        window = {"strides": [stride] * 2, "pads": [padding] * 4, "group": groups, "dilations": [dilation] * 2}
+        """Convolution with "same" padding, none for an even kernel on an even side, then the activation.
+
+        Args:
+            kernel_width: 0 = as wide as high.
+        """
+        kernel = [kernel_size, kernel_width or kernel_size]
+        padding = [dilation * (side // 2) if side % 2 else 0 for side in kernel]
+        window = {"strides": [stride] * 2, "pads": padding * 2, "group": groups, "dilations": [dilation] * 2}
         given = {key: value for key, value in window.items() if value not in CONV_DEFAULTS}
-        out = self.layer("Conv", x, name, (out_channels, in_channels // groups, *square), bias=bias, kernel_shape=square, **given)
+        out = self.layer("Conv", x, name, (out_channels, in_channels // groups, *kernel), bias=bias, kernel_shape=kernel, **given)
         return self.activation(act, out, f"{name}.act")
 
     def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
@@ -167,14 +172,14 @@ class QuantizedGraph(Graph):
         self.floats: set[str] = set()  # computed by a layer in float, and not rounded since
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        if op in ("MaxPool", "Flatten"):  # move integers as they are
+        if op in ("MaxPool", "Flatten", "Pad"):  # move integers as they are
             self.scales[name] = self.scales[inputs[0]]
         elif op in CLIPPING and self.weights is None:
             self.scales[name] = self.unsigned
         if op in IN_FLOAT and inputs[0] in self.floats:
             self.floats.add(name)
         elif op not in (*CLIPPING, "ConstantOfShape"):
-            inputs = [self.pair(x, self.grid) for x in inputs]
+            inputs = [x if x in self.initializers else self.pair(x, self.grid) for x in inputs]
         return super().node(op, inputs, name, **attributes)
 
     def output(self, x: str, name: str) -> None:

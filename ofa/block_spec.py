@@ -82,6 +82,12 @@ class BlockSpec:
             raise OfaError(f"block {value!r}: {error}") from None
 
 
+def padding(spec: BlockSpec) -> tuple[int, int]:
+    """Return the rows of zeros before and after those of a pad block's input, and columns likewise: what it reads is centred."""
+    missing = spec.padded - spec.resolution
+    return missing // 2, missing - missing // 2
+
+
 IMAGES = "images"  # what the first block of a network reads
 
 

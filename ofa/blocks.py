@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, wiring
+from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, padding, wiring
 from ofa.cell_blocks import BasicBlock, Concat, DilConv, FactorizedReduce, Norm, ReluConvBN, RowColumnConv, SepConv, Sum, Zeros
 from ofa.layers import ConvBN, activation, make_shortcut
 from ofa.shuffle_blocks import ShuffleBlock, XceptionBlock
@@ -92,7 +92,8 @@ def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
 
 def _conv(spec: BlockSpec, bn_eps: float) -> nn.Module:
     kind = ResidualConvBN if spec.shortcut == "identity" else ConvBN
-    return kind(spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.act, bn_eps)
+    window = (spec.kernel_size, spec.stride)
+    return kind(spec.in_channels, spec.out_channels, *window, spec.act, bn_eps, kernel_width=spec.kernel_width)
 
 
 def _maxpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
@@ -101,6 +102,10 @@ def _maxpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
 
 def _avgpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
     return nn.AvgPool2d(spec.kernel_size, spec.stride, spec.kernel_size // 2, count_include_pad=False)
+
+
+def _pad(spec: BlockSpec, bn_eps: float) -> nn.Module:
+    return nn.ZeroPad2d(2 * padding(spec))
 
 
 def _pool(spec: BlockSpec, bn_eps: float) -> nn.Module:
@@ -117,6 +122,7 @@ KINDS: dict[str, Callable[[BlockSpec, float], nn.Module]] = {
     "mbconv": MBConv,
     "bottleneck": Bottleneck,
     "maxpool": _maxpool,
+    "pad": _pad,
     "pool": _pool,
     "linear": _linear,
     # of cells

@@ -46,8 +46,12 @@ def block_counts(space: SearchSpace, count: Count) -> NDArray[np.int64]:
     return np.array([count(spec) for spec in space.all_blocks] + [0], dtype=np.int64)
 
 
+def _kernel_area(s: BlockSpec) -> int:
+    return s.kernel_size * (s.kernel_width or s.kernel_size)
+
+
 def _conv_macs(s: BlockSpec) -> int:
-    return s.in_channels * s.out_channels * s.kernel_size**2 * s.out_resolution**2
+    return s.in_channels * s.out_channels * _kernel_area(s) * s.out_resolution**2
 
 
 def _mbconv_macs(s: BlockSpec) -> int:
@@ -71,7 +75,7 @@ def _shortcut_macs(s: BlockSpec) -> int:
 
 
 def _conv_params(s: BlockSpec) -> int:
-    return s.in_channels * s.out_channels * s.kernel_size**2 + 2 * s.out_channels  # BatchNorm: weight and bias
+    return s.in_channels * s.out_channels * _kernel_area(s) + 2 * s.out_channels  # BatchNorm: weight and bias
 
 
 def _mbconv_params(s: BlockSpec) -> int:
@@ -185,6 +189,7 @@ MACS: dict[str, Count] = {
     "mbconv": _mbconv_macs,
     "bottleneck": _bottleneck_macs,
     "maxpool": _nothing,
+    "pad": _nothing,
     "pool": _nothing,
     "linear": _linear_macs,
     "relu_conv": _conv_macs,
@@ -207,6 +212,7 @@ PARAMS: dict[str, Count] = {
     "bottleneck": _bottleneck_params,
     "maxpool": _nothing,
     "pool": _nothing,
+    "pad": _nothing,
     "linear": _linear_params,
     "relu_conv": _conv_params,
     "factorized_reduce": _reduce_params,

@@ -25,7 +25,7 @@ def activation(name: str) -> nn.Module:
 
 
 class ConvBN(nn.Sequential):
-    """Convolution with "same" padding and no bias, BatchNorm, activation."""
+    """Convolution with "same" padding and no bias, BatchNorm, activation; `kernel_width` 0 = as wide as high."""
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
@@ -41,9 +41,12 @@ class ConvBN(nn.Sequential):
         bn_eps: float,
         *,
         depthwise: bool = False,
+        kernel_width: int = 0,
     ) -> None:
         groups = in_channels if depthwise else 1
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        kernel = (kernel_size, kernel_width or kernel_size)
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=bn_eps), act=activation(act)))
 
 

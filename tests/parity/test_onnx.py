@@ -83,6 +83,9 @@ def variants(resolution):
     yield BlockSpec("concat", 24, 24, resolution)
     yield BlockSpec("zeros", 8, 8, resolution)
 
+    for padded, (height, width), stride in itertools.product((0, 1, 4), ((1, 7), (5, 3), (3, 1)), (1, 3)):
+        yield BlockSpec("pad", 8, 8, resolution, padded=resolution + padded)
+        yield BlockSpec("conv", 8, 12, resolution, kernel_size=height, kernel_width=width, stride=stride, act="relu")
 
 @pytest.mark.parametrize("resolution", [6, 7, 8])
 def test_every_variant_of_a_block_equals_pytorch_and_its_counts(resolution):

@@ -115,6 +115,9 @@ def block_specs(draw):
         joined = draw(st.integers(1, 4)) if kind == "sum" else 1
         act = "relu" if kind == "norm" else "none"
         return BlockSpec(**fields, **window, out_channels=fields["in_channels"], num_inputs=joined, act=act)
+    if kind == "pad":
+        padded = fields["resolution"] + draw(st.integers(1, 9))
+        return BlockSpec(**fields, out_channels=fields["in_channels"], padded=padded)
     stride = draw(st.sampled_from([1, 2]))
     if kind == "factorized_reduce":
         return BlockSpec(**fields | {"resolution": 2 * fields["resolution"]}, out_channels=draw(wide), stride=2)
@@ -131,7 +134,9 @@ def block_specs(draw):
     stride = 1 if shortcut == "identity" else stride
     out = fields["in_channels"] if shortcut in ("identity", "pool") else draw(wide)
     more = {"kernel_size": draw(st.sampled_from([1, 3, 5])), "stride": stride, "shortcut": shortcut, "act": act}
-    if kind != "conv":
+    if kind == "conv":
+        more["kernel_width"] = draw(st.sampled_from([0, 1, 7]))
+    else:
         more["hidden_channels"] = draw(st.sampled_from([fields["in_channels"], 2 * fields["in_channels"], 8]))
     if kind == "mbconv":
         more["se"] = draw(st.booleans())
