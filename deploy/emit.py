@@ -13,6 +13,7 @@ from functools import partial
 from string import ascii_letters
 
 import numpy as np
+import numpy as np
 import onnx
 from onnx import TensorProto, defs, helper
 
@@ -20,6 +21,7 @@ from deploy.graphs import UINT16_OPSET, Graph, HalfGraph, QuantizedGraph, Scales
 from deploy.precision import FLOATS, PrecisionError, grid_of
 from ofa.block_spec import IMAGES, BlockSpec, padding, wiring
 from ofa.errors import OfaError
+from ofa.shufflenet import branch_channels
 from ofa.slots import se_channels
 
 OPSET, LEAST_OPSET = 17, 13  # quantisation for each channel came with 13
@@ -83,6 +85,7 @@ def _pad(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
 
 
 def _pool(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    x = g.activation(spec.act, x, f"{name}.act")
     return g.node("Flatten", [g.node("GlobalAveragePool", [x], f"{name}.mean")], name, axis=1)
 
 
@@ -110,7 +113,7 @@ def _sep_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     return x
 
 
-def _dil_conv(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+def _relu_sep(g: Graph, x: str, name: str, spec: BlockSpec, *, dilation: int = 1) -> str:
     channels, window = spec.in_channels, (spec.kernel_size, spec.stride)
     x = g.activation("relu", x, f"{name}.relu")
     x = g.conv(x, f"{name}.depthwise", channels, channels, *window, groups=channels, bias=False, dilation=dilation)
@@ -152,6 +155,43 @@ def _concat(g: Graph, x: str, name: str, spec: BlockSpec, *others: str) -> str:
     return g.node("Concat", [x, *others], name, axis=1)
 
 
+def _shuffle(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    (before, after), hidden = branch_channels(spec), spec.hidden_channels
+    kept, read = _halves(g, x, name, spec)
+    out = g.conv(read, f"{name}.branch.expand", before, hidden, act=spec.act)
+    out = g.conv(out, f"{name}.branch.depthwise", hidden, hidden, spec.kernel_size, spec.stride, groups=hidden)
+    out = g.conv(out, f"{name}.branch.project", hidden, after, act=spec.act)
+    return _stack_halves(g, kept, out, name, spec)
+
+
+def _xception(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
+    before, last = branch_channels(spec)
+    kept, out = _halves(g, x, name, spec)
+    for number, stride, after in ((1, spec.stride, spec.hidden_channels), (2, 1, spec.hidden_channels), (3, 1, last)):
+        out = g.conv(out, f"{name}.branch.depthwise{number}", before, before, spec.kernel_size, stride, groups=before)
+        out = g.conv(out, f"{name}.branch.pointwise{number}", before, after, act=spec.act)
+        before = after
+    return _stack_halves(g, kept, out, name, spec)
+
+
+def _halves(g: Graph, x: str, name: str, spec: BlockSpec) -> tuple[str, str]:
+    """What a choice block hands on or projects, and what its branch reads: the even and the odd channels, or both all of them."""
+    if spec.stride > 1:
+        return x, x
+    step, end = (g.constant(f"const.int{value}", np.array([value], np.int64)) for value in (2, spec.in_channels))
+    first, second = (g.constant(f"const.int{value}", np.array([value], np.int64)) for value in (0, 1))
+    even, odd = ([x, start, end, second, step] for start in (first, second))  # along axis 1
+    return g.node("Slice", even, f"{name}.kept"), g.node("Slice", odd, f"{name}.read")
+
+
+def _stack_halves(g: Graph, kept: str, branch: str, name: str, spec: BlockSpec) -> str:
+    if spec.stride > 1:  # only now: while the branch is at its widest, nothing but the input waits
+        channels, window = spec.in_channels, (spec.kernel_size, spec.stride)
+        kept = g.conv(kept, f"{name}.projection.depthwise", channels, channels, *window, groups=channels)
+        kept = g.conv(kept, f"{name}.projection.pointwise", channels, channels, act=spec.act)
+    return g.node("Concat", [kept, branch], name, axis=1)
+
+
 def _zeros(g: Graph, x: str, name: str, spec: BlockSpec) -> str:
     return g.node("Sub", [x, x], name)
 
@@ -161,13 +201,14 @@ EMITTERS: dict[str, Callable[..., str]] = {
     "mbconv": _mbconv,
     "bottleneck": _bottleneck,
     "maxpool": _maxpool,
-    "pool": _pool,
     "pad": _pad,
+    "pool": _pool,
     "linear": _linear,
     "relu_conv": _relu_conv,
     "factorized_reduce": _factorized_reduce,
     "sep_conv": _sep_conv,
-    "dil_conv": _dil_conv,
+    "dil_conv": partial(_relu_sep, dilation=2),
+    "relu_sep": _relu_sep,
     "row_column_conv": _row_column_conv,
     "avgpool": _avgpool,
     "basic": _basic,
@@ -175,6 +216,8 @@ EMITTERS: dict[str, Callable[..., str]] = {
     "sum": _sum,
     "concat": _concat,
     "zeros": _zeros,
+    "shuffle": _shuffle,
+    "xception": _xception,
 }
 
 

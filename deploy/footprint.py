@@ -32,6 +32,7 @@ from onnx import TensorProto, numpy_helper
 
 from deploy.emit import emit
 from ofa.block_spec import IMAGES, BlockSpec, last_readers, wiring
+from ofa.shufflenet import branch_channels
 from ofa.slots import se_channels
 from ofa.space import SearchSpace
 
@@ -122,6 +123,35 @@ def _sum_peak(s: BlockSpec) -> int:
     return s.num_inputs * _in(s)
 
 
+def _shuffle_peak(s: BlockSpec) -> int:
+    wide, narrow = s.hidden_channels * s.resolution**2, s.hidden_channels * s.out_resolution**2
+    return _two_halves_peak(s, max(_branch_in(s) + wide, wide + narrow, narrow + _branch_out(s)))
+
+
+def _xception_peak(s: BlockSpec) -> int:
+    narrow, hidden = (channels * s.out_resolution**2 for channels in (branch_channels(s)[0], s.hidden_channels))
+    return _two_halves_peak(s, max(_branch_in(s) + narrow, narrow + hidden, 2 * hidden, hidden + _branch_out(s)))
+
+
+def _two_halves_peak(s: BlockSpec, branch: int) -> int:
+    """Peak of a choice block whose branch takes so many activations, besides those that wait for it to end."""
+    out = _branch_out(s)
+    if s.stride == 1:
+        kept = _in(s) // 2
+        return max(2 * _in(s), kept + branch, kept + out + _out(s))
+    projected = s.in_channels * s.out_resolution**2
+    return max(_in(s) + branch, _in(s) + out + projected, out + 2 * projected, out + projected + _out(s))
+
+
+def _branch_in(s: BlockSpec) -> int:
+    """What only the branch reads: half of the channels, or nothing, where the projection reads all of them too."""
+    return _in(s) // 2 if s.stride == 1 else 0
+
+
+def _branch_out(s: BlockSpec) -> int:
+    return branch_channels(s)[1] * s.out_resolution**2
+
+
 PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "conv": _layer_peak,
     "mbconv": _mbconv_peak,
@@ -134,6 +164,7 @@ PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "factorized_reduce": _layer_peak,
     "sep_conv": _sep_conv_peak,
     "dil_conv": _dil_conv_peak,
+    "relu_sep": _dil_conv_peak,
     "row_column_conv": _row_column_peak,
     "avgpool": _pool_peak,
     "basic": _basic_peak,
@@ -141,10 +172,15 @@ PEAKS: dict[str, Callable[[BlockSpec], int]] = {
     "sum": _sum_peak,
     "concat": _pool_peak,
     "zeros": _in,
+    "shuffle": _shuffle_peak,
+    "xception": _xception_peak,
 }
-CELL_KINDS = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "row_column_conv", "avgpool", "sum", "concat", "zeros")
+CELL_KINDS = (
+    *("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "relu_sep", "row_column_conv", "avgpool"),
+    *("sum", "concat", "zeros", "pad"),
+)
 # begin with a step in the place of their input, which others may read too
-IN_PLACE = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "row_column_conv", "basic", "sum", "zeros")
+IN_PLACE = ("relu_conv", "factorized_reduce", "sep_conv", "dil_conv", "relu_sep", "row_column_conv", "basic", "sum", "zeros")
 
 
 def network_peak(blocks: Mapping[str, BlockSpec]) -> int:

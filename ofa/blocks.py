@@ -16,8 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, padding, wiring
-from ofa.cell_blocks import BasicBlock, Concat, DilConv, FactorizedReduce, Norm, ReluConvBN, RowColumnConv, SepConv, Sum, Zeros
-from ofa.layers import ConvBN, activation, make_shortcut
+from ofa.cell_blocks import (
+    BasicBlock,
+    Concat,
+    DilConv,
+    FactorizedReduce,
+    Norm,
+    ReluConvBN,
+    ReluSep,
+    RowColumnConv,
+    SepConv,
+    Sum,
+    Zeros,
+)
+from ofa.layers import ACTIVATIONS, ConvBN, activation, make_shortcut
 from ofa.shuffle_blocks import ShuffleBlock, XceptionBlock
 from ofa.slots import se_channels
 
@@ -109,7 +121,9 @@ def _pad(spec: BlockSpec, bn_eps: float) -> nn.Module:
 
 
 def _pool(spec: BlockSpec, bn_eps: float) -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))  # (n, c, h, w) -> (n, c)
+    # (n, c, h, w) -> (n, c); in place would change what an auxiliary classifier reads
+    act = {} if spec.act == "none" else {"act": ACTIVATIONS[spec.act]()}
+    return nn.Sequential(OrderedDict(**act, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(1)))
 
 
 def _linear(spec: BlockSpec, bn_eps: float) -> nn.Module:
@@ -130,6 +144,7 @@ KINDS: dict[str, Callable[[BlockSpec, float], nn.Module]] = {
     "factorized_reduce": FactorizedReduce,
     "sep_conv": SepConv,
     "dil_conv": DilConv,
+    "relu_sep": ReluSep,
     "row_column_conv": RowColumnConv,
     "avgpool": _avgpool,
     "basic": BasicBlock,

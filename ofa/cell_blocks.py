@@ -59,17 +59,25 @@ class SepConv(nn.Module):
         return out
 
 
-class DilConv(nn.Module):
-    """ReLU, depthwise convolution with dilation 2, 1x1 convolution, BatchNorm."""
+class ReluSep(nn.Module):
+    """ReLU, depthwise convolution, 1x1 convolution, BatchNorm."""
+
+    dilation = 1
 
     def __init__(self, spec: BlockSpec, bn_eps: float) -> None:
         super().__init__()
-        self.depthwise = _depthwise(spec.in_channels, spec.kernel_size, spec.stride, dilation=2)
+        self.depthwise = _depthwise(spec.in_channels, spec.kernel_size, spec.stride, self.dilation)
         self.pointwise = ConvBN(spec.in_channels, spec.out_channels, 1, 1, "none", bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.pointwise(self.depthwise(F.relu(x)))
         return out
+
+
+class DilConv(ReluSep):
+    """The same with dilation 2."""
+
+    dilation = 2
 
 
 class RowColumnConv(nn.Module):

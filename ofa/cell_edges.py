@@ -41,15 +41,34 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOn:
+    """Which states a cell stacks for those that read it, which choices may decide."""
+
+    choices: tuple[str, ...]  # dimensions
+    states: Callable[..., tuple[int, ...]]  # of their values
+    most: int  # how many, at most
+
+
+ONE = HandedOn((), lambda: (0,), 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Width:
-    """Channels of a cell's output, which the choice of what it hands on may decide."""
+    """Channels of what a cell reads."""
 
     each: int
-    choice: str = ""  # dimension that says which states are stacked; "": `number` of them
-    number: int = 1
+    handed_on: HandedOn = ONE
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return self.handed_on.choices
+
+    @property
+    def most(self) -> int:
+        return self.each * self.handed_on.most
 
     def of(self, *chosen: Value) -> int:
-        return self.each * (len(numbers_in(chosen[0])) if chosen else self.number)
+        return self.each * len(self.handed_on.states(*chosen))
 
 
 def choose_edge(cell: Cell, source: int, again: bool) -> Callable[..., BlockSpec | None]:
@@ -75,7 +94,7 @@ def reads_edges(cell: Cell, node: int) -> Callable[..., tuple[str, ...]]:
         found = []
         for operation, source, again in ((op1, first, False), (op2, second, first == second)):
             passes = operation == "skip_connect" and (cell.kind == "normal" or source >= INPUTS)
-            found.append(_state_name(cell.name, source) if passes else edge_name(cell.name, node, source, again))
+            found.append(state_name(cell.name, source) if passes else edge_name(cell.name, node, source, again))
         return tuple(found)
 
     return reads
@@ -91,10 +110,11 @@ def _operation(inputs: str, op1: str, op2: str, source: int, again: bool) -> str
 
 def reads_state(cell: str, source: int) -> Callable[..., tuple[str, ...]]:
     """What an edge reads: always the same state."""
-    return lambda *_: (_state_name(cell, source),)
+    return lambda *_: (state_name(cell, source),)
 
 
-def _state_name(cell: str, state: int) -> str:
+def state_name(cell: str, state: int) -> str:
+    """Name the block whose output is a state of a cell."""
     return f"{cell}_input{state}" if state < INPUTS else f"{cell}_node{state}"
 
 
@@ -110,6 +130,6 @@ def numbers_in(text: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)  # thousands of choices are the same few blocks
-def spec_of(kind: str, in_channels: int, out_channels: int, resolution: int, **fields: int) -> BlockSpec:
+def spec_of(kind: str, in_channels: int, out_channels: int, resolution: int, **fields: int | str) -> BlockSpec:
     """Return a block, the same object for the same numbers."""
     return BlockSpec(kind, in_channels, out_channels, resolution, **fields)  # type: ignore[arg-type]

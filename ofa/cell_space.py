@@ -11,12 +11,24 @@ every edge, and a latency table a time for every operation at every width and re
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ofa.block_spec import BlockSpec
-from ofa.cell_edges import Cell, Width, choose_edge, edge_name, numbers_in, reads_edges, reads_state, spec_of
+from ofa.cell_edges import (
+    Cell,
+    HandedOn,
+    Width,
+    choose_edge,
+    edge_name,
+    numbers_in,
+    reads_edges,
+    reads_state,
+    spec_of,
+    state_name,
+)
 from ofa.errors import OfaError
 from ofa.genotype import INPUTS, Genotype, GenotypeError, Node
 from ofa.slots import fixed
@@ -42,6 +54,8 @@ class CellSpace(SearchSpace):
     stem: str = "cifar"
     num_classes: int = 10
     bn_eps: float = 1e-5
+    head_act: str = "none"  # before pooling
+    classifier_bias: bool = True
     kernel_transforms: bool = False
     usual: Numbers = ()  # numbers that its name leaves out; (): those that it is made with
 
@@ -68,7 +82,12 @@ class CellSpace(SearchSpace):
     @property
     def auxiliary_block(self) -> str:  # type: ignore[override]
         """The second reduction cell."""
-        return f"cell{2 * self.cells // 3}"
+        return f"cell{self.reductions[1]}"
+
+    @property
+    def reductions(self) -> tuple[int, int]:
+        """Which cells halve the resolution."""
+        return self.cells // 3, 2 * self.cells // 3
 
     @property
     def numbers(self) -> dict[str, int | str]:
@@ -124,8 +143,9 @@ class CellSpace(SearchSpace):
                 values |= self._choices(f"{kind}.node{node}", edges)
             if self.chooses_concat:
                 values[f"{kind}.concat"] = " ".join(map(str, sorted(concat)))
-            elif sorted(concat) != list(range(INPUTS, INPUTS + self.nodes)):
-                raise GenotypeError(f"genotype: {kind} hands on {list(concat)}, expected all nodes ({self.base})")
+            expected = self._states_of(kind, values)
+            if sorted(concat) != list(expected):
+                raise GenotypeError(f"genotype: {kind} hands on {list(concat)}, expected {list(expected)} ({self.base})")
         return self.from_values(values)
 
     def _choices(self, node: str, edges: Node) -> dict[str, Value]:
@@ -148,9 +168,13 @@ class CellSpace(SearchSpace):
                 prefix = f"{kind}.node{node}"
                 sources = numbers_in(values[f"{prefix}.inputs"])
                 nodes.append(tuple((str(values[f"{prefix}.op{place}"]), s) for place, s in enumerate(sources, 1)))
-            concat = values.get(f"{kind}.concat", " ".join(map(str, range(INPUTS, INPUTS + self.nodes))))
-            cells |= {kind: tuple(nodes), f"{kind}_concat": numbers_in(concat)}
+            cells |= {kind: tuple(nodes), f"{kind}_concat": self._states_of(kind, values)}
         return Genotype(**cells)
+
+    def _states_of(self, kind: str, values: Mapping[str, Value]) -> tuple[int, ...]:
+        """The states that a cell with these choices hands on."""
+        handed_on = self._handed_on(kind)
+        return handed_on.states(*(values[name] for name in handed_on.choices))
 
     # -- slots -------------------------------------------------------------------------------------------------------
 
@@ -161,14 +185,13 @@ class CellSpace(SearchSpace):
         halves_first = self.stem == "imagenet"  # whose first stem has twice the resolution of the second
         states, before = (first[0], second[0]), (first[1], second[1])
         for index in range(self.cells):
-            kind = "reduce" if index in (self.cells // 3, 2 * self.cells // 3) else "normal"
+            kind = "reduce" if index in self.reductions else "normal"
             channels *= 2 if kind == "reduce" else 1
             cell = Cell(f"cell{index}", kind, channels, resolution, states, before, halves_first)
             slots += self._cell(cell)
             resolution //= cell.stride
             halves_first = kind == "reduce"
-            choice = f"{kind}.concat" if self.chooses_concat else ""
-            states, before = (states[1], cell.name), (before[1], Width(channels, choice, self.nodes))
+            states, before = (states[1], cell.name), (before[1], self._width(cell))
         slots += [*self._head(before[1], resolution)]
         return tuple(slots)
 
@@ -186,32 +209,46 @@ class CellSpace(SearchSpace):
         return slots, ("stem1", width), ("stem2", width)
 
     def _head(self, width: Width, resolution: int) -> list[Slot]:
-        choices = (width.choice,) if width.choice else ()
 
         def pool(*chosen: Value) -> BlockSpec:
-            return spec_of("pool", width.of(*chosen), width.of(*chosen), resolution)
+            return spec_of("pool", width.of(*chosen), width.of(*chosen), resolution, act=self.head_act)
 
         def classifier(*chosen: Value) -> BlockSpec:
-            return BlockSpec("linear", width.of(*chosen), self.num_classes, 1, bias=True)
+            return BlockSpec("linear", width.of(*chosen), self.num_classes, 1, bias=self.classifier_bias)
 
-        return [Slot("pool", choices, pool), Slot("classifier", choices, classifier)]
+        return [Slot("pool", width.choices, pool), Slot("classifier", width.choices, classifier)]
 
     def _cell(self, cell: Cell) -> list[Slot]:
-        slots = [self._input(cell, place) for place in (0, 1)]
+        slots = self._inputs(cell)
         for node in range(INPUTS, INPUTS + self.nodes):
             slots += self._node(cell, node)
-        choices = (f"{cell.kind}.concat",) if self.chooses_concat else ()
-        everything = range(INPUTS, INPUTS + self.nodes)
+        return [*slots, *self._output(cell)]
+
+    def _handed_on(self, kind: str) -> HandedOn:
+        """Which states a cell hands on: all its nodes, or those that are chosen."""
+        if self.chooses_concat:
+            return HandedOn((f"{kind}.concat",), numbers_in, self.nodes)
+        everything = tuple(range(INPUTS, INPUTS + self.nodes))
+        return HandedOn((), lambda: everything, self.nodes)
+
+    def _width(self, cell: Cell) -> Width:
+        """Channels of a cell's output."""
+        return Width(cell.channels, self._handed_on(cell.kind))
+
+    def _output(self, cell: Cell) -> list[Slot]:
+        """What stacks the states that a cell hands on."""
+        width, resolution = self._width(cell), cell.resolution // cell.stride
 
         def concat(*chosen: Value) -> BlockSpec:
-            number = len(numbers_in(chosen[0])) if chosen else self.nodes
-            resolution = cell.resolution // cell.stride
-            return spec_of("concat", number * cell.channels, number * cell.channels, resolution)
+            return spec_of("concat", width.of(*chosen), width.of(*chosen), resolution)
 
         def reads(*chosen: Value) -> tuple[str, ...]:
-            return tuple(f"{cell.name}_node{state}" for state in (numbers_in(chosen[0]) if chosen else everything))
+            return tuple(state_name(cell.name, state) for state in width.handed_on.states(*chosen))
 
-        return [*slots, Slot(cell.name, choices, concat, reads=reads, waiting=self._carried(cell))]
+        return [Slot(cell.name, width.choices, concat, reads=reads, waiting=self._carried(cell))]
+
+    def _inputs(self, cell: Cell) -> list[Slot]:
+        return [self._input(cell, place) for place in (0, 1)]
 
     def _input(self, cell: Cell, place: int) -> Slot:
         """What brings one of a cell's two inputs to its width."""
@@ -226,7 +263,7 @@ class CellSpace(SearchSpace):
         waiting = self._carried(cell) + place * cell.channels * cell.resolution**2
         return Slot(
             f"{cell.name}_input{place}",
-            (width.choice,) if width.choice else (),
+            width.choices,
             choose,
             reads=lambda *_: (cell.states[place],),
             waiting=waiting,
@@ -235,10 +272,7 @@ class CellSpace(SearchSpace):
     def _carried(self, cell: Cell) -> int:
         """Activations of the cells before that this or the next cell has yet to read, at most."""
         sides = (cell.resolution * (2 if cell.halves_first else 1), cell.resolution)
-        return sum(
-            width.each * (self.nodes if width.choice else width.number) * side**2
-            for width, side in zip(cell.widths, sides, strict=True)
-        )
+        return sum(width.most * side**2 for width, side in zip(cell.widths, sides, strict=True))
 
     def _node(self, cell: Cell, node: int) -> list[Slot]:
         """The edges into a node, and the sum of the two that are there."""
@@ -260,5 +294,5 @@ class CellSpace(SearchSpace):
                 )
         after_cell = cell.resolution // cell.stride
         total = spec_of("sum", cell.channels, cell.channels, after_cell, num_inputs=2)
-        slots.append(Slot(f"{cell.name}_node{node}", choices, lambda *_: total, reads=reads_edges(cell, node), waiting=waiting))
-        return slots
+        name = f"{cell.name}_node{node}"
+        return [*slots, Slot(name, (), lambda: total, reads=reads_edges(cell, node), reads_on=choices, waiting=waiting)]

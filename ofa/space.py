@@ -25,6 +25,7 @@ from ofa.json_text import SEAL
 Value = int | float | str
 Population = NDArray[np.int16]  # (n, dimensions) option indices
 ARCH_SCHEMA = "ofa.arch/1"
+MAX_TABLE = 1 << 18  # combinations of choices that the blocks of one slot are listed for
 
 
 class InvalidArchError(OfaError):
@@ -65,7 +66,8 @@ class Slot:
     depends_on: tuple[str, ...]
     choose: Callable[..., BlockSpec | None]  # values of `depends_on` -> block, or None for no block
     stage: int = 0  # 1, 2, ... for the blocks of elastic stages, 0 for stem and head
-    reads: Callable[..., tuple[str, ...]] | None = None  # values of `depends_on` -> blocks that it reads; None: the one before
+    reads: Callable[..., tuple[str, ...]] | None = None  # values of `reads_on` -> blocks that it reads; None: the one before
+    reads_on: tuple[str, ...] | None = None  # dimensions that decide what it reads; None: `depends_on`
     is_path: bool = False  # one of several that are joined, which drop path may leave out for some images
     waiting: int = 0  # activations of one image that other blocks have yet to read while this one runs, at most
 
@@ -101,12 +103,12 @@ class SearchSpace(ABC):
         blocks: dict[str, BlockSpec] = {}
         reads: dict[str, tuple[str, ...]] = {}
         for slot in self.slots:
-            values = [arch.values[self.column[d]] for d in slot.depends_on]
-            spec = slot.choose(*values)
+            spec = slot.choose(*(arch.values[self.column[d]] for d in slot.depends_on))
             if spec is not None:
                 blocks[slot.name] = spec
                 if slot.reads is not None:
-                    reads[slot.name] = slot.reads(*values)
+                    deciding = slot.depends_on if slot.reads_on is None else slot.reads_on
+                    reads[slot.name] = slot.reads(*(arch.values[self.column[d]] for d in deciding))
         return Blocks(blocks, reads) if reads else blocks
 
     def weight_group(self, spec: BlockSpec) -> str:
@@ -306,8 +308,7 @@ class SearchSpace(ABC):
 
     def slot_blocks(self, slot: Slot) -> list[BlockSpec]:
         """Every block that can stand in a slot."""
-        options = [self.dimensions[self.column[name]].options for name in slot.depends_on]
-        specs = (slot.choose(*values) for values in itertools.product(*options))
+        specs = (slot.choose(*values) for values in itertools.product(*self._tabulated(slot)))
         return list(dict.fromkeys(spec for spec in specs if spec is not None))
 
     def with_num_classes(self, num_classes: int) -> SearchSpace:
@@ -355,13 +356,22 @@ class SearchSpace(ABC):
         ids: dict[BlockSpec, int] = {}
         tables = []
         for slot in self.slots:
-            columns = [self.column[name] for name in slot.depends_on]
-            options = [self.dimensions[c].options for c in columns]
+            columns, options = [self.column[name] for name in slot.depends_on], self._tabulated(slot)
             strides = [math.prod(len(o) for o in options[i + 1 :]) for i in range(len(options))]
             specs = [slot.choose(*values) for values in itertools.product(*options)]
             table = [-1 if spec is None else ids.setdefault(spec, len(ids)) for spec in specs]
             tables.append((columns, strides, np.array(table, dtype=np.int32)))
         return tuple(ids), tables
+
+    def _tabulated(self, slot: Slot) -> list[tuple[Value, ...]]:
+        """The options of what decides a slot's block."""
+        options = [self.dimensions[self.column[name]].options for name in slot.depends_on]
+        if math.prod(map(len, options)) > MAX_TABLE:
+            raise OfaError(
+                f"{self.name}: block {slot.name} depends on {len(options)} choices, too many to list what can stand there; "
+                "ask for one network at a time (--arch, or space.restrict(arch)), or for a smaller space"
+            )
+        return options
 
 
 class RestrictedSpace(SearchSpace):

@@ -72,20 +72,25 @@ def variants(resolution):
             yield BlockSpec(kind, 8, out, resolution, hidden_channels=24, shortcut=shortcut, **common)
     yield BlockSpec("maxpool", 8, 8, resolution, kernel_size=3, stride=2)
     for kernel_size, stride in itertools.product((3, 5, 7), (1, 2)):
-        for kind in ("relu_conv", "sep_conv", "dil_conv", "row_column_conv", "avgpool"):
+        for kind in ("relu_conv", "relu_sep", "sep_conv", "dil_conv", "row_column_conv", "avgpool"):
             yield BlockSpec(kind, 8, 8, resolution, kernel_size=kernel_size, stride=stride)
     if resolution % 2 == 0:
         yield BlockSpec("factorized_reduce", 8, 10, resolution, stride=2)
         yield BlockSpec("basic", 8, 16, resolution, kernel_size=3, stride=2, shortcut="pool_conv")
     yield BlockSpec("basic", 8, 8, resolution, kernel_size=3, shortcut="identity")
     yield BlockSpec("norm", 8, 8, resolution, act="relu")
+    yield BlockSpec("pool", 8, 8, resolution, act="relu")
     yield BlockSpec("sum", 8, 8, resolution, num_inputs=3)
-    yield BlockSpec("concat", 24, 24, resolution)
+    yield BlockSpec("concat", 8, 8, resolution)
     yield BlockSpec("zeros", 8, 8, resolution)
-
+    for (kind, kernel_size), hidden in itertools.product((("shuffle", 3), ("shuffle", 7), ("xception", 3)), (3, 10)):
+        yield BlockSpec(kind, 8, 14, resolution, kernel_size=kernel_size, stride=2, hidden_channels=hidden, act="relu")
+        for out in (8, 14):
+            yield BlockSpec(kind, 8, out, resolution, kernel_size=kernel_size, hidden_channels=hidden, act="relu")
     for padded, (height, width), stride in itertools.product((0, 1, 4), ((1, 7), (5, 3), (3, 1)), (1, 3)):
         yield BlockSpec("pad", 8, 8, resolution, padded=resolution + padded)
         yield BlockSpec("conv", 8, 12, resolution, kernel_size=height, kernel_width=width, stride=stride, act="relu")
+
 
 @pytest.mark.parametrize("resolution", [6, 7, 8])
 def test_every_variant_of_a_block_equals_pytorch_and_its_counts(resolution):

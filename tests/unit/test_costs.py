@@ -121,8 +121,12 @@ def block_specs(draw):
     stride = draw(st.sampled_from([1, 2]))
     if kind == "factorized_reduce":
         return BlockSpec(**fields | {"resolution": 2 * fields["resolution"]}, out_channels=draw(wide), stride=2)
-    if kind in ("sep_conv", "dil_conv", "row_column_conv", "relu_conv"):
+    if kind in ("sep_conv", "dil_conv", "relu_sep", "row_column_conv", "relu_conv"):
         return BlockSpec(**fields, out_channels=draw(wide), kernel_size=draw(st.sampled_from([1, 3, 5])), stride=stride)
+    if kind in ("shuffle", "xception"):
+        out = fields["in_channels"] + draw(wide)
+        more = {"kernel_size": draw(st.sampled_from([3, 5, 7])), "stride": stride, "hidden_channels": draw(wide)}
+        return BlockSpec(**fields, **more, out_channels=out, act="relu")
     if kind == "basic":
         out = draw(wide)
         shortcuts = ["pool_conv"] if stride > 1 else ["none", *(["identity"] if out == fields["in_channels"] else [])]
