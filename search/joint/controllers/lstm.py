@@ -54,6 +54,23 @@ class Attention(nn.Module):
         return (torch.stack(list(keys), 1) + (output @ self.now)[:, None]).tanh() @ self.v
 
 
+class Choice(nn.Module):
+    """A softmax over options, and for each option a vector that is fed back once it is chosen."""
+
+    def __init__(self, size: int, options: int) -> None:
+        super().__init__()
+        self.head = nn.Parameter(torch.empty(size, options))
+        self.embedding = nn.Parameter(torch.empty(options, size))
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Return logits of the options, (n, size) -> (n, options)."""
+        return output @ self.head
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the vectors of chosen options, (n,) -> (n, size)."""
+        return self.embedding[tokens]
+
+
 def bounded(logits: Tensor, tanh_constant: float | None, temperature: float | None = None) -> Tensor:
     """Divide logits by a temperature and squeeze them to -tanh_constant ... tanh_constant; None = leave that out."""
     if temperature is not None:

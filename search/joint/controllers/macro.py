@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ofa.errors import OfaError
 from search.joint.controllers import Controller, Variant, draw_weights
-from search.joint.controllers.lstm import Attention, StackedLstm, bounded
+from search.joint.controllers.lstm import Attention, Choice, StackedLstm, bounded
 from search.joint.controllers.micro import INITIAL_BOUND, LSTM_SIZE
 from search.joint.controllers.sequences import Sequences
 
@@ -64,8 +64,7 @@ class MacroController(Controller):
         size = LSTM_SIZE[variant]
         self.lstm, self.attention = StackedLstm(size), Attention(size)
         self.start = nn.Parameter(torch.empty(size))
-        self.embedding = nn.Parameter(torch.empty(operations, size))
-        self.head = nn.Parameter(torch.empty(size, operations))
+        self.operation = Choice(size, operations)
         draw_weights(self, INITIAL_BOUND, generator)
 
     def write(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
@@ -78,8 +77,8 @@ class MacroController(Controller):
         taken = sequences.zeros
         for layer in range(self.layers):
             output, state = self.lstm(inputs, state)
-            chosen = sequences.choose(place, self._bounded(output @ self.head))
-            output, state = self.lstm(self.embedding[chosen], state)
+            chosen = sequences.choose(place, self._bounded(self.operation.logits(output)))
+            output, state = self.lstm(self.operation.embed(chosen), state)
             if layer:
                 fit = self.attention(keys, output)  # (n, layer)
                 logits = self._bounded(torch.stack([-fit, fit], 2))

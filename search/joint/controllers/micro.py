@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from search.joint.controllers import Controller, Variant, draw_weights
-from search.joint.controllers.lstm import Attention, StackedLstm, bounded, pick
+from search.joint.controllers.lstm import Attention, Choice, StackedLstm, bounded, pick
 from search.joint.controllers.sequences import Sequences
 
 INPUTS = 2  # nodes that a cell is given
@@ -62,11 +62,10 @@ class MicroController(Controller):
         size = LSTM_SIZE[variant]
         self.lstm, self.attention = StackedLstm(size), Attention(size)
         self.start = nn.Parameter(torch.empty(size))
-        self.embedding = nn.Parameter(torch.empty(operations, size))
-        self.head = nn.Parameter(torch.empty(size, operations))
+        self.operation = Choice(size, operations)
         draw_weights(self, INITIAL_BOUND, generator)
         is_convolution = torch.arange(operations) < convolutions
-        self.bias = nn.Parameter(LEARNT_BIAS * is_convolution.to(self.head.dtype))
+        self.bias = nn.Parameter(LEARNT_BIAS * is_convolution.to(self.start.dtype))
         self.normal_bias: Tensor
         self.register_buffer("normal_bias", FIXED_BIAS * torch.where(is_convolution, 1.0, -1.0), persistent=False)
 
@@ -86,10 +85,10 @@ class MicroController(Controller):
                     inputs = pick(anchors, sequences.choose(place + side, logits))
                 for side in (1, 3):
                     output, state = self.lstm(inputs, state)
-                    logits = bounded(output @ self.head + self.bias, self._op_tanh_constant, self._temperature)
+                    logits = bounded(self.operation.logits(output) + self.bias, self._op_tanh_constant, self._temperature)
                     if is_normal:
                         logits = logits + self.normal_bias
-                    inputs = self.embedding[sequences.choose(place + side, logits)]
+                    inputs = self.operation.embed(sequences.choose(place + side, logits))
                 output, state = self.lstm(inputs, state)
                 anchors = [*anchors, output]
                 keys.append(self.attention.key(output))
