@@ -20,6 +20,10 @@ Node = tuple[Edge, ...]  # whose results are added
 INPUTS = 2  # states that a convolutional cell begins with
 MAX_TEXT = 20_000  # characters; real ones have about 800
 CELL_FIELDS, RECURRENT_FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat"), ("recurrent", "concat")
+FIRST, USUAL_FIRST = (
+    "first",
+    "tanh",
+)  # optional field of a recurrent cell: the function that makes state 0, and what it is without
 
 
 class GenotypeError(OfaError):
@@ -59,13 +63,15 @@ class RecurrentGenotype:
 
     recurrent: tuple[Edge, ...]
     concat: tuple[int, ...]
+    first: str = USUAL_FIRST  # function of state 0, which is made of the input and the last hidden state
 
     def __post_init__(self) -> None:
         _check_nodes("recurrent", tuple((edge,) for edge in self.recurrent), self.concat, 1)
 
     def __str__(self) -> str:
-        """Write the form that the field's code evaluates and `parse_genotype` reads."""
-        return f"Genotype(recurrent={list(self.recurrent)}, concat={list(self.concat)})"
+        """Write the form that `parse_genotype` reads, and the field's code evaluates where state 0 is as usual."""
+        first = "" if self.first == USUAL_FIRST else f", {FIRST}={self.first!r}"
+        return f"Genotype(recurrent={list(self.recurrent)}, concat={list(self.concat)}{first})"
 
 
 def parse_genotype(text: str) -> Genotype | RecurrentGenotype:
@@ -85,11 +91,12 @@ def parse_genotype(text: str) -> Genotype | RecurrentGenotype:
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     names = RECURRENT_FIELDS if "recurrent" in given or len(call.args) == len(RECURRENT_FIELDS) else CELL_FIELDS
     given |= dict(zip(names, call.args, strict=False))
-    if set(given) != set(names) or len(call.args) + len(call.keywords) != len(names):
-        raise GenotypeError(f"genotype has the fields {sorted(map(str, given))}, expected {', '.join(names)}")
+    _check_fields(map(str, given), names)
+    if len(call.args) + len(call.keywords) != len(given):
+        raise GenotypeError(f"genotype has a field twice, expected {', '.join(names)}")
     values = {str(name): _literal(node) for name, node in given.items()}
     if names is RECURRENT_FIELDS:
-        return RecurrentGenotype(tuple(_edges(values["recurrent"])), _states(values["concat"]))
+        return _recurrent(values)
     return Genotype(
         _nodes(values["normal"]),
         _states(values["normal_concat"]),
@@ -105,13 +112,25 @@ def genotype_from_json(value: Mapping[str, object]) -> Genotype | RecurrentGenot
         GenotypeError: if it is none.
     """
     names = RECURRENT_FIELDS if "recurrent" in value else CELL_FIELDS
-    if set(value) != set(names):
-        raise GenotypeError(f"genotype has the fields {sorted(value)}, expected {', '.join(names)}")
+    _check_fields(value, names)
     if names is RECURRENT_FIELDS:
-        return RecurrentGenotype(tuple(_edges(value["recurrent"])), _states(value["concat"]))
+        return _recurrent(value)
     return Genotype(
         _nodes(value["normal"]), _states(value["normal_concat"]), _nodes(value["reduce"]), _states(value["reduce_concat"])
     )
+
+
+def _check_fields(given: Iterable[str], names: tuple[str, ...]) -> None:
+    found = set(given)
+    if found - ({FIRST} if names is RECURRENT_FIELDS else set()) != set(names):
+        raise GenotypeError(f"genotype has the fields {sorted(found)}, expected {', '.join(names)}")
+
+
+def _recurrent(values: Mapping[str, object]) -> RecurrentGenotype:
+    first = values.get(FIRST, USUAL_FIRST)
+    if not isinstance(first, str):
+        raise GenotypeError(f"{FIRST} is {_short(repr(first))}, expected the name of a function, such as '{USUAL_FIRST}'")
+    return RecurrentGenotype(tuple(_edges(values["recurrent"])), _states(values["concat"]), first)
 
 
 def _literal(node: ast.expr) -> object:

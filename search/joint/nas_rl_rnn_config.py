@@ -1,0 +1,24 @@
+"""How NAS with reinforcement learning searches a recurrent cell on text: every setting that the result depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ofa.training.text_config import TextConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NasRlRnnConfig(TextConfig):
+    """Settings, written to nas/config.json; a resumed search must be given the same.
+
+    Size, epochs and learning rate of the controller are those of Zoph and Le 2016 (arXiv 1611.01578), section 4.2, for Penn
+    Treebank; how a child is trained is as for other language models of ours.
+    """
+
+    base: int = 8  # leaves of the tree
+    epochs: int = 35  # of a child
+    children: int = 15_000  # in all
+    batch_children: int = 8  # whose rewards a step of the controller averages
+    controller_lr: float = 5e-4  # of Adam
+    reward_scale: float = 80.0  # c of the reward c / perplexity^2 of the validation text
+    baseline_decay: float = 0.95  # of the mean of previous rewards
