@@ -172,7 +172,7 @@ class QuantizedGraph(Graph):
         self.floats: set[str] = set()  # computed by a layer in float, and not rounded since
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        if op in ("MaxPool", "Flatten", "Pad"):  # move integers as they are
+        if op in ("MaxPool", "Flatten", "Pad", "Slice"):  # move integers as they are
             self.scales[name] = self.scales[inputs[0]]
         elif op in CLIPPING and self.weights is None:
             self.scales[name] = self.unsigned

@@ -214,6 +214,13 @@ def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     return x.reshape(x.shape[:axis].numel(), -1)
 
 
+def _slice(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor, steps: Tensor) -> Tensor:
+    parts = [slice(None)] * x.ndim
+    for axis, *bounds in zip(*(part.tolist() for part in (axes, starts, ends, steps)), strict=True):
+        parts[axis] = slice(*bounds)
+    return x[tuple(parts)]
+
+
 def _cast(x: Tensor, *, to: int) -> Tensor:
     return x.to(torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(to))).dtype)
 
@@ -256,6 +263,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "QuantizeLinear": _quantize_linear,
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
+    "Slice": _slice,
     "Sub": torch.sub,
 }
 
