@@ -51,6 +51,8 @@ def test_onnx_equals_pytorch_for_random_archs(name, random_archs):
     net = settled(space)
     for arch in random_archs(space, 4):
         static = net.extract(arch)
+        if name.startswith("enas"):  # whose nodes may add a state to itself, again and again
+            calibrate(static, [torch.randn(16, 3, space.resolution(arch), space.resolution(arch))])
         content = emit(space.blocks(arch), fold(static))
         onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
         # float32 with another order of summation; random statistics let some 1e-7 of each layer grow to some 1e-5
@@ -79,7 +81,6 @@ def variants(resolution):
         yield BlockSpec("basic", 8, 16, resolution, kernel_size=3, stride=2, shortcut="pool_conv")
     yield BlockSpec("basic", 8, 8, resolution, kernel_size=3, shortcut="identity")
     yield BlockSpec("norm", 8, 8, resolution, act="relu")
-    yield BlockSpec("pool", 8, 8, resolution, act="relu")
     yield BlockSpec("sum", 8, 8, resolution, num_inputs=3)
     yield BlockSpec("concat", 8, 8, resolution)
     yield BlockSpec("zeros", 8, 8, resolution)
@@ -177,7 +178,7 @@ def test_int8_blocks_of_constants_become_the_same_integer_operators_as_dense_one
         onnx.checker.check_model(onnx.load_from_string(dense), full_check=True)
         found = operators(dense, tmp_path / "dense")
         assert found == operators(emit({"block": spec}, precision="int8"), tmp_path / "constant"), spec
-        moves = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Flatten", "MaxPool", "NhwcMaxPool"}
+        moves = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Flatten", "MaxPool", "NhwcMaxPool", "Slice"}
         assert not {op for op in found if not op.startswith("Q")} - moves - FLOAT_IN_INT8, spec
 
 
