@@ -1,10 +1,12 @@
-"""What a search by gradients writes into its run directory, and reads back.
+"""What searches of weights and architecture together write into their run directories, and read back.
 
 nas/config.json      settings
-nas/metrics.jsonl    a line an epoch: losses, accuracy on the images that alphas learn from
-nas/alphas.jsonl     a line an epoch, and one before the first: probabilities, the cells derived from them, their skips
+nas/metrics.jsonl    a line an epoch: losses, accuracy on the images that the architecture is decided by, rewards
+nas/alphas.jsonl     by gradients: a line an epoch, and one before the first: probabilities, what they decide for, its skips
+nas/candidates.json  by a controller: what was drawn from it at the end, best first (candidates.py)
 nas/step_NNNNNN/     checkpoints
-genotype.txt         the cells as the field writes them      cells.svg, arch.json
+arch.json            what was found; cells: genotype.txt, as the field writes them, and cells.svg; chains: chain.svg
+arc.txt              ENAS: its tokens
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from search.cell_drawing import Cell, write_drawing
 SCHEMA = "ofa.nas/1"
 FOLDER, METRICS, ALPHAS = "nas", "metrics.jsonl", "alphas.jsonl"
 GENOTYPE, DRAWING = "genotype.txt", "cells.svg"
+ARC, CHAIN = "arc.txt", "chain.svg"
+BY_CONTROLLER = ("enas", "nas_rl")  # methods that are rewarded
 AUXILIARY_SIDE = 24  # px of the images, a quarter of which reaches the auxiliary classifier, that averages 5 x 5
 
 
 class SearchError(OfaError):
-    """A search by gradients cannot begin or go on."""
+    """A search of weights and architecture together cannot begin or go on."""
 
 
 def open_or_create(out: Path, space: SearchSpace, source: DataSource, settings: Mapping[str, Any], *, resume: bool) -> Run:
@@ -105,11 +109,21 @@ def write_found(out: Path, text: str, cells: tuple[Cell, ...], space: SearchSpac
 
 
 def train_command(run: Run) -> str:
-    """Return a command that trains what a search of images has found, in a network as large as those of the literature."""
+    """Return a command that trains what a search of images has found, in a network as large as those of the literature.
+
+    ENAS drops operations with a probability that grows with the depth, to 0.4 in the last cell; 0.2 is about its mean.
+    """
     side = max_resolution(run.whole_space)
     argv = ["ofa", "train", "--arch", str(run.path / "arch.json"), "--data", run.data.source, "--out", f"{run.path}-trained"]
-    if run.space_name.startswith("darts"):
-        argv += ["--cells", "20", "--channels", "36", "--drop-path", "0.2", "--cutout", str(side // 2)]
+    large = {
+        "darts": ["--cells", "20", "--channels", "36", "--drop-path", "0.2"],
+        "enas_micro": ["--cells", "17", "--channels", "36", "--drop-path", "0.2", "--dropout", "0.2"],
+        "enas_macro": ["--channels", "96", "--dropout", "0.5"],
+    }
+    space = run.space_name.partition(":")[0]
+    argv += large.get(space, [])
+    if space in ("darts", "enas_micro"):
+        argv += ["--cutout", str(side // 2)]
         argv += ["--auxiliary", "0.4"] if side >= AUXILIARY_SIDE else []
     return shlex.join(argv)
 
@@ -133,7 +147,17 @@ class SearchRecord:
     edges: dict[str, list[tuple[int, int]]]  # cell -> (to, from) of each row of probabilities
     decided: list[Decided]
     metrics: list[dict[str, Any]]
-    genotype: str | None  # None: it has not ended
+    genotype: str | None  # None: it has not ended, or finds no cells
+    has_ended: bool
+
+    @property
+    def method(self) -> str:
+        return str(self.config.get("method"))
+
+    @property
+    def is_by_controller(self) -> bool:
+        """Whether a controller was rewarded; else alphas had gradients."""
+        return self.method in BY_CONTROLLER
 
 
 def read_search(run: Path) -> SearchRecord | None:
@@ -154,7 +178,8 @@ def read_search(run: Path) -> SearchRecord | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{folder}: damaged ({type(error).__name__}: {error}); remove {ALPHAS} to go on without it") from None
     text = found.read_text(errors="replace").strip()[:20_000] if found.exists() else None
-    return SearchRecord(config, operations, edges, decided, list(read_jsonl(folder / METRICS)), text)
+    has_ended = (run / "arch.json").exists()
+    return SearchRecord(config, operations, edges, decided, list(read_jsonl(folder / METRICS)), text, has_ended)
 
 
 def _decided(line: Mapping[str, Any], edges: Mapping[str, list[tuple[int, int]]], operations: int) -> Decided:

@@ -151,7 +151,7 @@ class SteppedSearch(ABC, Generic[Losses]):
                 self.losses.append(found)
                 self.step += 1
                 stop, epoch_done = stop_asked(), self.step % self.epoch_steps == 0
-                advance(note=self._last_losses())
+                advance(note=self.last_seen())
                 if not (epoch_done or stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
                     continue
                 if not all(bool(tensor.isfinite().all()) for tensor in self.learned()):
@@ -163,7 +163,8 @@ class SteppedSearch(ABC, Generic[Losses]):
                 if stop and self.step < self.total_steps:
                     raise KeyboardInterrupt
 
-    def _last_losses(self) -> str:
+    def last_seen(self) -> str:
+        """Return what progress says of the last steps."""
         some = [loss for loss, _ in self.losses[-50:] if loss is not None]
         return f"loss {np.mean(some):.3f}" if some else ""
 
