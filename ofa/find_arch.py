@@ -26,6 +26,10 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
         OfaError: if there is no such architecture, or it does not fit its space.
     """
     path = Path(text)
+    if (choices := _of_choice_blocks(path)) is not None:
+        from ofa.formats.spos import find_architecture  # which needs torch
+
+        return find_architecture(choices, space, **numbers)
     if path.suffix == ".txt" and path.exists() and _read_text(path).lstrip().startswith("|"):  # a cell of NAS-Bench-201
         found = get_space(space or "nasbench201").with_numbers(**numbers)
         operations = parse_nasbench201(_read_text(path))
@@ -68,6 +72,14 @@ def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
 
         return SPACE.to_genotype(SPACE.from_json(record))
     return None
+
+
+def _of_choice_blocks(path: Path) -> str | None:
+    """What stands for an architecture of Single Path One-Shot: the name of the published one, or a file's text, `(2, 1, 0, ...)`."""
+    if not path.exists():
+        return str(path) if str(path).partition(":")[0] == "spos" else None
+    text = _read_text(path) if path.suffix == ".txt" else ""
+    return text if text.lstrip()[:1] in ("(", "[") else None
 
 
 def _read_text(path: Path) -> str:

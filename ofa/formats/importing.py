@@ -18,6 +18,7 @@ from ofa.training.data import ORIENTED, Preprocessing, load_images
 
 FORMATS: dict[str, ModuleType] = {"mit_ofa": mit_ofa, "attentive_nas": attentive_nas}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what both projects normalise with
+Channels = tuple[float, float, float]
 VALIDATION_FRACTION, SEED = 0.1, 0  # as in training
 
 
@@ -62,7 +63,7 @@ def import_checkpoint(
     else:
         net = module.load_supernet(path, module.detect_space(path) if space is None else space)
     whole = get_space(net.space.name, num_classes=net.space.num_classes)
-    source = None if data is None else _describe(data, whole)
+    source = None if data is None else _describe(data, whole, *getattr(module, "NORMALISATION", (IMAGENET_MEAN, IMAGENET_STD)))
     save_weights(out / "supernet", net)
     return Run.create(out, whole, source, only, imported={"file": path.name, "format": format, "sha256": sha256_of(path)})
 
@@ -152,7 +153,7 @@ def _find_arch(
     return get_space(name), arch
 
 
-def _describe(data: str, space: SearchSpace) -> DataSource:
+def _describe(data: str, space: SearchSpace, mean: Channels, std: Channels) -> DataSource:
     """Load the images once, to know which they are."""
     images = load_images(data, "train", max_size=round(1.25 * max_resolution(space)))
     if len(images.classes) != space.num_classes:
@@ -160,5 +161,5 @@ def _describe(data: str, space: SearchSpace) -> DataSource:
             f"{data}: has {len(images.classes)} classes, the checkpoint {space.num_classes}; "
             "give images of the same classes, or import it without --data"
         )
-    preprocess = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, flip=data not in ORIENTED)
+    preprocess = Preprocessing(mean, std, flip=data not in ORIENTED)
     return DataSource.of(data, images, preprocess, validation_fraction=VALIDATION_FRACTION, seed=SEED)
