@@ -26,6 +26,7 @@ from ofa.supernet import Supernet
 
 SPACES = ("shufflenet", "shufflenet_channels")
 NORMALISATION = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # mean and deviation of pixels in [0, 1]
+NAME = "spos"
 PUBLISHED = (
     2,
     1,
@@ -206,25 +207,22 @@ def format_architecture(choices: Sequence[int]) -> str:
     return str(tuple(choices))
 
 
-def is_architecture(text: str) -> bool:
-    """Tell whether a text begins as `parse_architecture` reads it."""
-    return text.lstrip()[:1] in ("(", "[")
+def find_architecture(text: str, space: str | None = None, **numbers: int | str) -> tuple[SearchSpace, ArchConfig]:
+    """Return the architecture that a text stands for, and its space.
 
-
-def published_arch(numbers: str = "") -> tuple[SearchSpace, ArchConfig]:
-    """Return the published network and its space, with the numbers that may follow a space's name: "resolution=32,stem=cifar"."""
-    space = get_space(SPACES[0] + (f":{numbers}" if numbers else ""))
-    return space, to_arch(space, {"architecture": PUBLISHED})
-
-
-def find_architecture(text: str, space: str | None) -> tuple[SearchSpace, ArchConfig]:
-    """Return the architecture that a text stands for, and its space: the one that is asked for, or one of the right depth.
-
+    Args:
+        text: as `parse_architecture` reads it, or NAME, the published one; numbers of its space may follow: "spos:resolution=32".
+        space: its name; None = shufflenet with as many blocks.
+        numbers: of the network around the choices, e.g. channels=8.
     Raises:
-        OfaError: if the text is none, or fits no space.
+        OfaError: if the text is none, or does not fit the space.
     """
-    config = parse_architecture(text)
-    found = get_space(space or SPACES[0])
+    name, _, own_numbers = text.partition(":")
+    config = {"architecture": PUBLISHED} if name == NAME else parse_architecture(text)
+    if name == NAME and own_numbers and space is not None:
+        raise FormatError(f"{text}: has numbers of its own; leave --space {space} out, or the numbers")
+    found = get_space(space or SPACES[0] + (f":{own_numbers}" if name == NAME and own_numbers else ""))
+    found = found.with_numbers(**numbers) if numbers else found
     choices = config.get("architecture")
     if space is None and isinstance(found, ShuffleNetSpace) and isinstance(choices, list):
         unit = found.num_blocks // found.first_blocks

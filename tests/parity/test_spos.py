@@ -15,7 +15,7 @@ from deploy.fold import fold
 from deploy.parity import parity_error
 from deploy.runtimes import open_session
 from ofa.counts import macs, params
-from ofa.formats.spos import PUBLISHED, from_arch, load_original, load_supernet, original_keys, published_arch, to_arch
+from ofa.formats.spos import PUBLISHED, find_architecture, from_arch, load_original, load_supernet, original_keys, to_arch
 from ofa.spaces import get_space
 from ofa.supernet import Supernet
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_one_network_gives_what_the_supernet_has():
 
 
 def test_exported_networks_compute_what_pytorch_does():
-    space, arch = published_arch("resolution=64")
+    space, arch = find_architecture("spos:resolution=64")
     net = load_supernet(published_state(Supernet(space)), space).extract(arch)
     session = open_session(emit(space.blocks(arch), fold(net)), get_device("ort_cpu_1t"))
     assert parity_error(net, session, 64) < 1e-4  # float32 with another order of summation, statistics at random
