@@ -116,6 +116,11 @@ def train(
     prefer: Annotated[
         str, typer.Option(help="Attentive: train the best (BestUp) or the worst (WorstUp) of them.")
     ] = DEFAULTS.prefer,
+    least_mmacs: Annotated[
+        float, typer.Option(help="Single path: draw networks evenly from so many million multiply-adds on (SPOS: 290),")
+    ] = DEFAULTS.least_mmacs,
+    most_mmacs: Annotated[float, typer.Option(help="up to so many (360; 0 = draw all choices evenly),")] = DEFAULTS.most_mmacs,
+    bin_mmacs: Annotated[float, typer.Option(help="in bins of so many.")] = DEFAULTS.bin_mmacs,
     skip_teacher: Annotated[
         bool,
         typer.Option("--skip-teacher", help="Progressive: --init holds a trained largest network."),

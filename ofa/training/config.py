@@ -32,6 +32,9 @@ RANGES: dict[str, tuple[float, float]] = {  # least and largest legal value
     "cutout": (0, 4096),
     "num_random": (1, 64),
     "num_candidates": (1, 1_000),
+    "least_mmacs": (0, math.inf),
+    "most_mmacs": (0, math.inf),
+    "bin_mmacs": (1e-3, math.inf),
     "temperature": (1e-3, 1e3),
     "kd_ratio": (0, math.inf),
     "mixup": (0, math.inf),
@@ -68,6 +71,9 @@ class TrainConfig:
     kd_ratio: float = 1.0  # weight of an external teacher's loss, or progressive shrinking's, beside that of the labels
     num_candidates: int = 50  # attentive: subnets to choose one from
     prefer: str = "worst"  # attentive: the candidate predicted best (BestUp) or worst (WorstUp)
+    least_mmacs: float = 0.0  # single_path: millions of multiply-adds from which on networks are drawn evenly
+    most_mmacs: float = 0.0  # and up to which; 0 = all choices evenly, whatever the network takes
+    bin_mmacs: float = 10.0  # width of the bins between them, each drawn equally often
     skip_teacher: bool = False  # progressive: the initial weights are a trained largest network already
     mixup: float = 0.0  # parameter of the Beta distribution; 0 = off
     cutmix: float = 0.0  # likewise
@@ -91,6 +97,10 @@ class TrainConfig:
                 raise OfaError(f"{name} is {value!r}, expected a number {limit}")
         if self.mixup and self.cutmix:
             raise OfaError("mixup and cutmix cannot both be on; set one of them to 0")
+        if (self.least_mmacs or self.most_mmacs) and self.least_mmacs >= self.most_mmacs:
+            raise OfaError(
+                f"least_mmacs is {self.least_mmacs!r}, expected less than most_mmacs = {self.most_mmacs!r}; both 0 for no limits"
+            )
 
     def without_effect(self, *, taught: bool) -> list[str]:
         """Name the settings that were changed but that this recipe does not look at; `taught`: an external teacher is given."""
@@ -100,6 +110,9 @@ class TrainConfig:
             "num_random": random,
             "num_candidates": self.recipe == "attentive",
             "prefer": self.recipe == "attentive",
+            "least_mmacs": self.recipe == "single_path",
+            "most_mmacs": self.recipe == "single_path",
+            "bin_mmacs": self.recipe == "single_path" and self.most_mmacs > 0,
             "skip_teacher": progressive,
             "kd_ratio": progressive or taught,
             "temperature": self.distillation != "none" and (random or progressive or taught),

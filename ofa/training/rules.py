@@ -6,6 +6,7 @@ draws the same subnets. Training is a sequence of phases, each with a rule; only
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ofa.counts import macs
+from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace
 from ofa.training.config import TrainConfig
+
+TRIES = 500  # networks drawn to find one in a bin, as in the release
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +84,39 @@ class Sandwich(Rule):
 
 
 class SinglePath(Rule):
-    """One uniformly drawn network a step, taught by the labels (Guo et al. 2020, arXiv 1904.00420, section 3.3)."""
+    """One random network a step, taught by the labels (Guo et al. 2020, arXiv 1904.00420, section 3.3).
+
+    Every choice is uniform; or, where the config limits the multiply-adds, the bin is that they shall lie in, as in the release
+    (whose bins are 290 to 360 M in steps of 10). Of the networks tried, the first one in the bin is taken, or else the first one.
+    """
+
+    def __init__(self, space: SearchSpace, config: TrainConfig, *, taught: bool = False) -> None:
+        """Make a rule.
+
+        Raises:
+            OfaError: if no network of some thousand is within the limits.
+        """
+        super().__init__(space, config, taught=taught)
+        if not config.most_mmacs:
+            return
+        drawn = self.space.sample(np.random.default_rng(config.seed), 20 * TRIES)
+        found = macs(space, np.concatenate([drawn, space.encode([space.smallest, space.largest])])) / 1e6
+        if not ((config.least_mmacs <= found) & (found <= config.most_mmacs)).any():
+            raise OfaError(
+                f"least_mmacs = {config.least_mmacs}, most_mmacs = {config.most_mmacs}: none of {len(found)} networks of "
+                f"{space.name} lies between, they take {found.min():.4g} to {found.max():.4g} M"
+            )
 
     def lessons(self, rng: np.random.Generator) -> list[Lesson]:
-        return [self._from_labels(arch) for arch in self.space.decode(self.space.sample(rng, 1))]
+        config = self.config
+        if not config.most_mmacs:
+            return [self._from_labels(arch) for arch in self.space.decode(self.space.sample(rng, 1))]
+        bins = math.ceil((config.most_mmacs - config.least_mmacs) / config.bin_mmacs)
+        least = config.least_mmacs + config.bin_mmacs * int(rng.integers(bins))
+        tried = self.space.sample(rng, TRIES)
+        found = macs(self.space, tried) / 1e6
+        first = int(((least <= found) & (found <= min(least + config.bin_mmacs, config.most_mmacs))).argmax())
+        return [self._from_labels(arch) for arch in self.space.decode(tried[first : first + 1])]
 
 
 class Shrinking(Rule):
