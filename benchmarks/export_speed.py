@@ -25,7 +25,6 @@ import torch
 from torch import nn
 from torchvision.models import MobileNetV3, mobilenet_v3_large
 
-from benchmarks.torchvision_mbv3 import as_chain, large_blocks
 from deploy.device import get_device
 from deploy.emit import emit
 from deploy.fold import fold
@@ -34,6 +33,8 @@ from deploy.parity import parity_error
 from deploy.runtimes import open_session
 from deploy.timing import Call, median_interval
 from deploy.torch_export import onnx_of_module
+from ofa.formats.torchvision import load_network
+from ofa.spaces import get_space
 from ofa.training.calibration import calibrate
 
 DEVICE = get_device("ort_cpu_1t")
@@ -59,10 +60,11 @@ def main() -> None:
 
 def write(net: MobileNetV3) -> dict[str, bytes]:
     """Write the network in every way; print how long each takes and how far it is from PyTorch."""
-    chain = as_chain(net)
+    space = get_space("mobilenet_v3_large")
+    blocks, chain = space.blocks(space.largest), load_network(net.state_dict(), space)
     shape = (3, RESOLUTION, RESOLUTION)
     ways: dict[str, Callable[[], bytes]] = {
-        "emitted": lambda: emit(large_blocks(), fold(chain)),
+        "emitted": lambda: emit(blocks, fold(chain)),
         "exported": lambda: onnx_of_module(net, shape),
         "reference": lambda: reference(net),
     }

@@ -50,7 +50,7 @@ def train(
         str | None,
         typer.Option(
             help="One network to train alone: arch.json, a folder with one, a genotype in a .txt file, or a published cell "
-            "(darts_v2, nasnet_a, ...)."
+            "or network (darts_v2, nasnet_a, mobilenet_v3_small:resolution=32, ...)."
         ),
     ] = None,
     cells: Annotated[int | None, typer.Option(help="Networks of cells: how many.", min=1)] = None,
@@ -213,7 +213,7 @@ def import_(
     path: Annotated[
         Path, typer.Argument(help="Checkpoint (.pth, .pt, .safetensors), or JSON of an architecture (.json, net.config).")
     ],
-    format: Annotated[str, typer.Option(help="mit_ofa (once-for-all) or attentive_nas (also AlphaNet).")],
+    format: Annotated[str, typer.Option(help="mit_ofa (once-for-all), attentive_nas (also AlphaNet) or torchvision.")],
     out: Annotated[Path, typer.Option(help="Run directory to write; for an architecture a folder or .json file.")],
     space: Annotated[str | None, typer.Option(help="Space that it belongs to; default: the published one that it fits.")] = None,
     data: Annotated[
@@ -295,7 +295,8 @@ def _which_network(arch: str | None, space: str | None, numbers: dict[str, int |
         return found.name, only
     if space is None:
         raise typer.BadParameter("give what to train: --space (`ofa spaces` lists them) or --arch")
-    return (get_space(space).with_numbers(**given).name if given else space), None
+    whole = get_space(space).with_numbers(**given) if given else get_space(space)
+    return whole.name, whole.largest if whole.size() == 1 else None
 
 
 def _is_first_process() -> bool:

@@ -1,7 +1,8 @@
-"""Which architecture a word on the command line means: a file, a folder that a search wrote, or a published cell by its name."""
+"""Which architecture a word on the command line means: a file, a folder that a search wrote, a published cell or network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, read_bounded, read_json
@@ -10,7 +11,7 @@ from ofa.formats.nasbench201 import parse_nasbench201
 from ofa.genotype import Genotype, RecurrentGenotype, parse_genotype
 from ofa.genotypes import get_genotype, list_genotypes
 from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
-from ofa.spaces import get_space
+from ofa.spaces import get_space, list_spaces
 
 CELL_SPACES = ("darts", "nasnet")  # the first that a genotype fits is its space
 
@@ -19,13 +20,16 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
     """Return an architecture and its space.
 
     Args:
-        text: an arch.json, a folder with one, a text file with a genotype, or the name of a published cell.
+        text: an arch.json, a folder with one, a text file with a genotype, or the name of a published cell or network, which may
+            have a number of its own: "mobilenet_v3_small:resolution=32".
         space: name of its space; None = the one that it says, or, for a genotype, the first of CELL_SPACES that it fits.
         numbers: of the network around the cells, e.g. cells=20, channels=36; they replace those that the file says.
     Raises:
         OfaError: if there is no such architecture, or it does not fit its space.
     """
     path = Path(text)
+    if str(text).partition(":")[0] in list_spaces() and not path.exists():
+        return _only_network(str(text), space, numbers)
     if (choices := _of_choice_blocks(path)) is not None:
         from ofa.formats.spos import find_architecture  # which needs torch
 
@@ -50,6 +54,11 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
     return found, found.from_values({**values, "resolution": found.dimensions[found.column["resolution"]].options[0]})
 
 
+def list_networks() -> list[str]:
+    """Return the names of published networks: spaces of one."""
+    return [name for name in list_spaces() if get_space(name).size() == 1]
+
+
 def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
     """Return the cell of a published name, a file of text, or a recurrent arch.json; None where it is another architecture.
 
@@ -60,7 +69,7 @@ def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
     if str(text) in list_genotypes() and not path.exists():
         return get_genotype(str(text))
     if not path.exists():
-        known = ", ".join(list_genotypes())
+        known = ", ".join([*list_genotypes(), *list_networks()])
         raise ArtefactError(f"{text}: no such file; expected an arch.json, a text file with a genotype, or one of: {known}")
     if path.suffix == ".txt":
         return parse_genotype(_read_text(path))
@@ -72,6 +81,15 @@ def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
 
         return SPACE.to_genotype(SPACE.from_json(record))
     return None
+
+
+def _only_network(name: str, space: str | None, numbers: Mapping[str, int]) -> tuple[SearchSpace, ArchConfig]:
+    found = get_space(name).with_numbers(**numbers) if numbers else get_space(name)
+    if found.size() > 1:
+        raise InvalidArchError(f"{name}: is a space of many networks, not one; give --space {name}, or an arch.json of it")
+    if space is not None and get_space(space).name != found.name:
+        raise InvalidArchError(f"{name}: is a network by itself, not one of space {space}; leave --space out")
+    return found, found.largest
 
 
 def _of_choice_blocks(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, parse_object, read_bounded, sha256_of, write_json
-from ofa.formats import attentive_nas, mit_ofa
+from ofa.formats import attentive_nas, mit_ofa, torchvision
 from ofa.formats.published import FormatError
 from ofa.run_dir import DataSource, Run, max_resolution
 from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
@@ -16,8 +16,8 @@ from ofa.spaces import get_space
 from ofa.training.checkpoint import save_weights
 from ofa.training.data import ORIENTED, Preprocessing, load_images
 
-FORMATS: dict[str, ModuleType] = {"mit_ofa": mit_ofa, "attentive_nas": attentive_nas}
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what both projects normalise with
+FORMATS: dict[str, ModuleType] = {"mit_ofa": mit_ofa, "attentive_nas": attentive_nas, "torchvision": torchvision}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what all of them normalise with
 Channels = tuple[float, float, float]
 VALIDATION_FRACTION, SEED = 0.1, 0  # as in training
 
@@ -63,6 +63,8 @@ def import_checkpoint(
     else:
         net = module.load_supernet(path, module.detect_space(path) if space is None else space)
     whole = get_space(net.space.name, num_classes=net.space.num_classes)
+    if whole.size() == 1:
+        only = whole.largest
     source = None if data is None else _describe(data, whole, *getattr(module, "NORMALISATION", (IMAGENET_MEAN, IMAGENET_STD)))
     save_weights(out / "supernet", net)
     return Run.create(out, whole, source, only, imported={"file": path.name, "format": format, "sha256": sha256_of(path)})
@@ -137,6 +139,8 @@ def _get_format(name: str) -> ModuleType:
 def _find_arch(
     module: ModuleType, config: Mapping[str, Any], space: str | None, resolution: int | None
 ) -> tuple[SearchSpace, ArchConfig]:
+    if not hasattr(module, "to_arch"):
+        raise FormatError("architecture: this format has weights only; its networks go by name, as in: ofa train --arch NAME")
     if space is not None:
         return get_space(space), module.to_arch(get_space(space), config, resolution=resolution)
     fitting, reasons = {}, []

@@ -1,12 +1,10 @@
 """Networks of anybody through torch's exporter, against PyTorch and against our own emitter."""
 
-import importlib.util
 import logging
 import sys
 import threading
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import onnx
 import onnxruntime as ort
@@ -24,6 +22,7 @@ from deploy.runtimes import open_session
 from deploy.torch_export import TorchExportError, onnx_of_module
 from ofa.counts import block_params
 from ofa.errors import OfaError
+from ofa.formats.torchvision import load_network
 from ofa.slots import se_channels
 from ofa.spaces import get_space
 from ofa.supernet import Supernet
@@ -295,29 +294,18 @@ def test_both_doors_agree(which, tmp_path):
     assert optimised(exported, tmp_path / "exported") == optimised(emitted, tmp_path / "emitted")
 
 
-def load_benchmark(name):
-    """Import a file of benchmarks/, which is no package that is installed."""
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_torchvisions_mobilenet_v3_large_is_a_network_of_our_blocks():
-    mbv3 = load_benchmark("torchvision_mbv3")
     torch.manual_seed(0)
     net = torchvision.models.mobilenet_v3_large()
     settled(net, 64)  # the statistics hang little on the size, and this is a twelfth of the time
-    blocks = mbv3.large_blocks(224)
+    space = get_space("mobilenet_v3_large")
+    blocks = space.blocks(space.largest)
     squeezed = [module.fc1.out_channels for module in net.modules() if isinstance(module, torchvision.ops.SqueezeExcitation)]
     assert squeezed == [se_channels(spec) for spec in blocks.values() if spec.se]
-    chain = mbv3.as_chain(net)
+    chain = load_network(net.state_dict(), space)
     content = emit(blocks, fold(chain))
     assert sum(map(block_params, blocks.values())) == sum(p.numel() for p in net.parameters())
     images = random_images(224)[1]
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
     assert relative_error(open_session(content, CPU).run(images), expected) < 1e-5
-    with pytest.raises(ValueError, match="not mobilenet_v3_large"):
-        mbv3.as_chain(torchvision.models.mobilenet_v3_small())
