@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ofa.cli import Resume
 from ofa.cli_support import command
+from search.given import needed, refuse, some
 
 if TYPE_CHECKING:
     from ofa.run_dir import Run
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="nas",
@@ -152,21 +150,21 @@ def darts(
     """
     given = {name: value for name, value in locals().items() if value is not None}
     if rnn:
-        _refuse(given, (*NOT_SETTINGS, *OF_IMAGES, *GUARDS), "--rnn searches a cell for text")
-        _search_text(text, out, _some(given, (*SHARED, *OF_TEXT)), dropout, resume=resume is Resume.auto, device=device)
+        refuse(given, (*NOT_SETTINGS, *OF_IMAGES, *GUARDS), "--rnn searches a cell for text")
+        _search_text(text, out, some(given, (*SHARED, *OF_TEXT)), dropout, resume=resume is Resume.auto, device=device)
         return None
-    _refuse(given, ("text", "dropout", *OF_TEXT), "without --rnn this searches cells for images")
+    refuse(given, ("text", "dropout", *OF_TEXT), "without --rnn this searches cells for images")
     if table is None and target_ms is None:
-        _refuse(given, ("latency_weight",), "this search has no --target-ms and no --table")
+        refuse(given, ("latency_weight",), "this search has no --target-ms and no --table")
     from search.joint.config import DartsConfig
     from search.joint.darts import search_images
     from search.joint.guards import Guards
     from search.joint.hardware import open_table
 
     run = search_images(
-        _needed(data, "a search needs images: --data cifar10, or a directory (or --rnn with --text)"),
+        needed(data, "a search needs images: --data cifar10, or a directory (or --rnn with --text)"),
         out,
-        config=DartsConfig(**_some(given, (*SHARED, *OF_IMAGES)), guards=Guards(**_some(given, GUARDS))),
+        config=DartsConfig(**some(given, (*SHARED, *OF_IMAGES)), guards=Guards(**some(given, GUARDS))),
         resume=resume is Resume.auto,
         latency=None if table is None else open_table(table),
         flip=flip,
@@ -238,7 +236,7 @@ def cdarts(
     from search.joint import cyclic_config
     from search.joint.cdarts import search_cyclic
 
-    config = cyclic_config.variant(variant, **_some(given, OF_CYCLES))
+    config = cyclic_config.variant(variant, **some(given, OF_CYCLES))
     run = search_cyclic(data, out, config=config, resume=resume is Resume.auto, flip=flip, device=device)
     _show(run)
     return run.path
@@ -251,7 +249,7 @@ def _search_text(
     from search.joint.darts_rnn import search_recurrent
     from search.joint.rnn_config import RecurrentSearchConfig
 
-    path = _needed(text, "--rnn needs a text: --text FILE")
+    path = needed(text, "--rnn needs a text: --text FILE")
     if dropout is not None:
         settings = settings | {"dropouts": scaled(RecurrentSearchConfig().dropouts, dropout)}
     config = RecurrentSearchConfig(**settings)
@@ -271,23 +269,3 @@ def _show(run: Run) -> None:
     )
     say(f"next: {train_command(run)}")
     say(f"      ofa report {shlex.quote(str(run.path))}")
-
-
-def _refuse(given: Mapping[str, Any], names: Iterable[str], why: str) -> None:
-    from ofa.errors import OfaError
-
-    for name in names:
-        if name in given:
-            raise OfaError(f"--{name.replace('_', '-')} {given[name]}: {why}, which has no use for it; leave it out")
-
-
-def _needed(value: T | None, message: str) -> T:
-    from ofa.errors import OfaError
-
-    if value is None:
-        raise OfaError(message)
-    return value
-
-
-def _some(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: given[name] for name in names if name in given}
