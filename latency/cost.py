@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deploy.footprint import block_file_bytes, block_peak, frame_file_bytes
 from deploy.limits import PRECISIONS
-from ofa.counts import block_counts, block_macs, block_params
+from ofa.counts import block_bitops, block_counts, block_macs, block_params
 from ofa.space import ArchConfig, Population, SearchSpace
 
 JOINT_ENTRIES = 8192  # of a table for several slots, which must stay in the nearest caches
@@ -60,15 +60,15 @@ class AdditiveCost(CostModel, Protocol):
 
 @dataclass(frozen=True)
 class CountCost:
-    """Multiply-adds of convolutions and linear layers for one image, or parameters of the extracted network."""
+    """Multiply-adds of convolutions and linear layers or bit operations for one image, or parameters of the extracted network."""
 
-    quantity: str  # "macs" or "params"
+    quantity: str  # "macs", "bitops" or "params"
     space: SearchSpace
     offset: ClassVar[float] = 0.0
 
     @property
     def block_values(self) -> NDArray[np.float64]:
-        count = {"macs": block_macs, "params": block_params}[self.quantity]
+        count = {"macs": block_macs, "bitops": block_bitops, "params": block_params}[self.quantity]
         return block_counts(self.space, count).astype(np.float64)
 
     def __call__(self, arch: ArchConfig) -> float:

@@ -30,6 +30,7 @@ from ofa.cell_blocks import (
     Zeros,
 )
 from ofa.layers import ACTIVATIONS, ConvBN, activation, make_shortcut
+from ofa.quantised_layers import give_bits
 from ofa.shuffle_blocks import ShuffleBlock, XceptionBlock
 from ofa.slots import se_channels
 
@@ -178,9 +179,16 @@ class Network(nn.Sequential):
 
 
 def build_block(spec: BlockSpec, *, bn_eps: float = 1e-5, device: str = "cpu") -> nn.Module:
-    """Return a freshly initialised module for a spec; on device "meta" it has shapes but no memory."""
+    """Return a freshly initialised module for a spec; on device "meta" it has shapes but no memory.
+
+    Raises:
+        OfaError: if the spec has bits that its kind cannot have.
+    """
     with torch.device(device):
-        return KINDS[spec.kind](spec, bn_eps)
+        block = KINDS[spec.kind](spec, bn_eps)
+        if spec.weight_bits or spec.activation_bits:
+            give_bits(block, spec)
+        return block
 
 
 def connect(blocks: Mapping[str, BlockSpec], modules: Mapping[str, nn.Module]) -> nn.Sequential:

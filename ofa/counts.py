@@ -2,11 +2,17 @@
 
 A fused multiply-add counts once; biases, BatchNorm, pooling and activations count as no multiply-adds. BatchNorm's running
 statistics are no parameters. Tests compare the formulas with torch's own counters.
+
+Bit operations are the multiply-adds of layers with bits of their own, times the bits of a weight, times those of an activation;
+layers without, such as a network's first and last, count none. So do Guo et al. 2020 (Single Path One-Shot, arXiv 1904.00420,
+table of the bit-width search): their ResNet-18 of 2, 3 and 4 bits has 6.32, 14.21 and 25.27 G, of 2^30, which are 4, 9 and 16
+times all multiply-adds but those of the first convolution and the classifier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,7 +33,12 @@ def block_macs(spec: BlockSpec) -> int:
 
 def block_params(spec: BlockSpec) -> int:
     """Return the number of a block's parameters."""
-    return PARAMS[spec.kind](spec) + _shortcut_params(spec)
+    return PARAMS[spec.kind](spec) + _shortcut_params(spec) + _clips(spec)
+
+
+def block_bitops(spec: BlockSpec) -> int:
+    """Return the bit operations of a block for one image; squeeze-and-excitation has no bits."""
+    return block_macs(replace(spec, se=False)) * spec.weight_bits * spec.activation_bits
 
 
 def macs(space: SearchSpace, population: Population) -> NDArray[np.int64]:
@@ -38,6 +49,11 @@ def macs(space: SearchSpace, population: Population) -> NDArray[np.int64]:
 def params(space: SearchSpace, population: Population) -> NDArray[np.int64]:
     """Return the number of parameters of every extracted architecture, (n,)."""
     return block_counts(space, block_params)[space.block_ids(population)].sum(1)
+
+
+def bitops(space: SearchSpace, population: Population) -> NDArray[np.int64]:
+    """Return the bit operations of every architecture for one image, (n,)."""
+    return block_counts(space, block_bitops)[space.block_ids(population)].sum(1)
 
 
 @lru_cache(maxsize=16)  # training rules ask at every step
@@ -98,6 +114,19 @@ def _linear_params(s: BlockSpec) -> int:
 def _shortcut_params(s: BlockSpec) -> int:
     weights = s.in_channels * s.out_channels
     return {"pool_conv": weights, "pool_conv_bn": weights + 2 * s.out_channels}.get(s.shortcut, 0)
+
+
+def _clips(s: BlockSpec) -> int:
+    """Learned ends of what convolutions with bits take: each has one for every bit width up to its own."""
+    if not s.activation_bits:
+        return 0
+    branch = {
+        "mbconv": 2 + (s.hidden_channels != s.in_channels),
+        "bottleneck": 3,
+        "shuffle": 3 + 2 * (s.stride > 1),
+        "xception": 6 + 2 * (s.stride > 1),
+    }.get(s.kind, 1)
+    return (branch + (s.shortcut in ("pool_conv", "pool_conv_bn"))) * s.activation_bits
 
 
 def _reduce_macs(s: BlockSpec) -> int:

@@ -22,7 +22,7 @@ from ofa.blocks import build_block
 
 def largest_spec(specs: Sequence[BlockSpec]) -> BlockSpec:
     """Return the block whose weights hold those of every block in `specs` (of one kind)."""
-    sizes = ("in_channels", "out_channels", "hidden_channels", "kernel_size", "resolution")
+    sizes = ("in_channels", "out_channels", "hidden_channels", "kernel_size", "resolution", "weight_bits", "activation_bits")
     shortcut = max((spec.shortcut for spec in specs), key=SHORTCUTS.index)
     return replace(specs[0], shortcut=shortcut, **{name: max(getattr(s, name) for s in specs) for name in sizes})
 
