@@ -9,7 +9,10 @@ accuracy. `tell` may be given other architectures than were asked for, or fewer.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+import re
+from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -55,7 +58,8 @@ class Strategy(Protocol):
 class StrategyFactory(Protocol):
     """What a strategy's file offers as STRATEGY: its class."""
 
-    multi_objective: ClassVar[bool]
+    @property
+    def multi_objective(self) -> bool: ...
 
     def __call__(
         self,
@@ -74,12 +78,50 @@ def list_strategies() -> list[str]:
 
 
 def get_strategy(name: str) -> StrategyFactory:
-    """Return a strategy's class by name.
+    """Return a strategy's class by name; its own numbers may follow: "spos:population=50,generations=20".
 
     Raises:
-        OfaError: listing the names that exist.
+        OfaError: listing the names, or the numbers, that exist.
     """
+    name, colon, numbers = name.partition(":")
     if name not in list_strategies():
         raise OfaError(f"unknown strategy {name!r}; known: {', '.join(list_strategies())}")
     found: StrategyFactory = importlib.import_module(f"{__name__}.{name}").STRATEGY
-    return found
+    return _WithNumbers(found, _parse_numbers(name, numbers, found)) if colon else found
+
+
+class _WithNumbers:
+    """A strategy some of whose numbers are not the usual ones."""
+
+    def __init__(self, made: StrategyFactory, numbers: Mapping[str, float]) -> None:
+        self._made, self._numbers = made, numbers
+
+    @property
+    def multi_objective(self) -> bool:
+        return self._made.multi_objective
+
+    def __call__(
+        self,
+        space: SearchSpace,
+        rng: np.random.Generator,
+        *,
+        batch: int = 200,
+        start: Population | None = None,
+        repair: Repair | None = None,
+    ) -> Strategy:
+        return self._made(space, rng, batch=batch, start=start, repair=repair, **self._numbers)
+
+
+def _parse_numbers(name: str, text: str, made: StrategyFactory) -> dict[str, float]:
+    known = [
+        key for key in inspect.signature(made).parameters if key not in inspect.signature(StrategyFactory.__call__).parameters
+    ]
+    numbers: dict[str, float] = {}
+    for part in text.split(","):
+        key, _, value = (word.strip() for word in part.partition("="))
+        if key not in known or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+            raise OfaError(
+                f"strategy {name}:{text}: {part!r} is no number of it, expected some of: {', '.join(known)}, as in a=1"
+            )
+        numbers[key] = float(value) if "." in value else int(value)
+    return numbers
