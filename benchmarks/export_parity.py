@@ -35,7 +35,7 @@ from ofa import ArchConfig, SearchSpace, Supernet, get_space
 from ofa.blocks import Bottleneck, MBConv
 from ofa.counts import macs
 from ofa.resnet import ResNetSpace
-from ofa.spaces import list_image_spaces
+from ofa.spaces import list_elastic_spaces
 from ofa.training.calibration import calibrate
 
 LARGE_MACS = 200e6
@@ -45,7 +45,7 @@ DEVICE = get_device("ort_cpu_1t")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=int, default=100)
-    parser.add_argument("--spaces", nargs="+", default=list_image_spaces())
+    parser.add_argument("--spaces", nargs="+", default=list_elastic_spaces())
     parser.add_argument("--residual", type=float, default=0.2, help="factor of every branch beside a shortcut; 1 is chaotic")
     parser.add_argument("--largest-inputs", action="store_true", help="never at a smaller input than was drawn")
     args = parser.parse_args()

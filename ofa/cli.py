@@ -271,7 +271,7 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
             "networks": float(space.size()),
             "resolutions": list(resolutions),
             "elastic": elastic,
-            "blocks": len(space.all_blocks),
+            "blocks": len(space.all_blocks) if space.is_tabulated else None,
         }
     if json:
         print_json(rows)
@@ -280,7 +280,9 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
         sizes = row["resolutions"]
         pixels = ", ".join(map(str, sizes)) if len(sizes) < 10 else f"{len(sizes)} sizes of {sizes[0]} to {sizes[-1]}"
         choices = ", ".join(row["elastic"])
-        print(f"{name:20} {row['networks']:.1e} networks, {row['blocks']} distinct blocks, {pixels} px, elastic {choices}")
+        blocks = f", {row['blocks']} distinct blocks" if row["blocks"] else ""
+        number = "one network" if row["networks"] == 1 else f"{row['networks']:.1e} networks"
+        print(f"{name:20} {number}{blocks}, {pixels} px, elastic {choices}")
     return None
 
 

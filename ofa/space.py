@@ -311,6 +311,11 @@ class SearchSpace(ABC):
         specs = (slot.choose(*values) for values in itertools.product(*self._tabulated(slot)))
         return list(dict.fromkeys(spec for spec in specs if spec is not None))
 
+    @property
+    def is_tabulated(self) -> bool:
+        """Whether what can stand in each slot can be listed: a supernet, latency tables, costs of populations need that."""
+        return all(math.prod(len(self.dimensions[self.column[d]].options) for d in s.depends_on) <= MAX_TABLE for s in self.slots)
+
     def with_num_classes(self, num_classes: int) -> SearchSpace:
         """Return the same space for another number of classes."""
         # a space is a dataclass, which the type does not say
@@ -366,7 +371,7 @@ class SearchSpace(ABC):
     def _tabulated(self, slot: Slot) -> list[tuple[Value, ...]]:
         """The options of what decides a slot's block."""
         options = [self.dimensions[self.column[name]].options for name in slot.depends_on]
-        if math.prod(map(len, options)) > MAX_TABLE:
+        if math.prod(map(len, options)) > MAX_TABLE:  # `is_tabulated` asks the same of all slots
             raise OfaError(
                 f"{self.name}: block {slot.name} depends on {len(options)} choices, too many to list what can stand there; "
                 "ask for one network at a time (--arch, or space.restrict(arch)), or for a smaller space"

@@ -24,6 +24,12 @@ def list_image_spaces() -> list[str]:
     return [name for name in list_spaces() if get_space(name).slots]
 
 
+def list_elastic_spaces() -> list[str]:
+    """Return the names of those image spaces that a supernet can be made of: with choices, of which not too many meet at a block."""
+    spaces = {name: get_space(name) for name in list_image_spaces()}
+    return [name for name, space in spaces.items() if space.size() > 1 and space.is_tabulated]
+
+
 def get_space(name: str, *, num_classes: int | None = None) -> SearchSpace:
     """Load a space by name, e.g. "mbv3_small_image", or by a dotted module name such as "my_lab.wide".
 

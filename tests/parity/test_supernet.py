@@ -13,7 +13,7 @@ from ofa.block_spec import BlockSpec
 from ofa.blocks import KINDS, build_block
 from ofa.counts import MACS, PARAMS
 from ofa.elastic import ElasticBlock
-from ofa.spaces import get_space, list_image_spaces
+from ofa.spaces import get_space, list_elastic_spaces
 from ofa.supernet import Supernet
 
 
@@ -33,7 +33,7 @@ def shaken(space, seed=0):
     return net
 
 
-@pytest.mark.parametrize("name", list_image_spaces())
+@pytest.mark.parametrize("name", list_elastic_spaces())
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_extract_equals_supernet_for_random_archs(name, layout, random_archs):
     space = get_space(name)
@@ -106,7 +106,7 @@ def test_smaller_kernels_are_the_chain_of_centre_crops_and_matrices():
     torch.testing.assert_close(derived, expected)
 
 
-@pytest.mark.parametrize("name", list_image_spaces())
+@pytest.mark.parametrize("name", list_elastic_spaces())
 def test_macs_and_params_equal_torchs_own_counters(name, random_archs):
     space = get_space(name)
     net = Supernet(space).eval()

@@ -9,7 +9,7 @@ from deploy.limits import parse_limit
 from latency.cost import CountCost
 from latency.table import LatencyTable
 from ofa.mobilenet import MobileNetSpace, Stage
-from ofa.spaces import get_space, list_image_spaces
+from ofa.spaces import get_space, list_elastic_spaces
 from search.cheapest import cheapest, cost_tables, exclude_each_other
 from search.constraints import Constraints, InfeasibleError
 
@@ -52,7 +52,8 @@ def test_cheapest_equals_enumeration(seed):
     np.testing.assert_array_equal(row, SMALL.canonical(row))
 
 
-@pytest.mark.parametrize("name", list_image_spaces())
+# in ENAS' cells a node that reads little leaves more to hand on
+@pytest.mark.parametrize("name", [name for name in list_elastic_spaces() if name != "enas_micro"])
 def test_fewest_macs_of_every_space_are_those_of_its_smallest_network(name):
     space = get_space(name)
     cost = CountCost("macs", space)

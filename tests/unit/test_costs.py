@@ -20,12 +20,12 @@ from latency.cost import CHUNK, CountCost, MemoryCost, SizeCost, additive
 from ofa.block_spec import Blocks, BlockSpec
 from ofa.blocks import KINDS, build_network
 from ofa.counts import block_macs, block_params
-from ofa.spaces import get_space, list_image_spaces
+from ofa.spaces import get_space, list_elastic_spaces
 
 IN_PLACE = {"Relu", "Clip", "HardSwish", "HardSigmoid", "Mul", "Add", "Sub", "Flatten", "Identity"}
 
 
-@pytest.fixture(scope="module", params=list_image_spaces())
+@pytest.fixture(scope="module", params=list_elastic_spaces())
 def space(request):
     return get_space(request.param)
 

@@ -13,7 +13,7 @@ from ofa.formats import attentive_nas, import_arch, import_checkpoint, mit_ofa
 from ofa.formats.published import FormatError, canonical, canonical_names
 from ofa.run_dir import Run, RunError
 from ofa.space import InvalidArchError
-from ofa.spaces import get_space, list_image_spaces
+from ofa.spaces import get_space, list_elastic_spaces
 from ofa.supernet import Supernet
 
 TINY = "mbv3_tiny_image"
@@ -264,7 +264,7 @@ def test_canonical_keys_of_both_projects():
 # -- architectures --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in list_image_spaces() if any(slot.stage for slot in get_space(name).slots)])
+@pytest.mark.parametrize("name", [name for name in list_elastic_spaces() if any(slot.stage for slot in get_space(name).slots)])
 def test_architectures_there_and_back(name):
     space = get_space(name)
     module = format_of(space)

@@ -201,9 +201,6 @@ def test_block_spec_round_trips_and_refuses_foreign_fields():
 # -- every space that ships, but for tables of what can stand in a slot where that depends on too much -------------------------------------------------------------------------------------------
 
 
-UNTABULATED = ("nas_rl_cnn",)
-
-
 @pytest.mark.parametrize("name", list_image_spaces())
 def test_spaces_keep_their_promises(name):
     space = get_space(name)
@@ -220,7 +217,7 @@ def test_spaces_keep_their_promises(name):
     assert staged == sorted(staged)
     assert set(staged) == set(range(1, max(staged, default=0) + 1))
     population = space.sample(np.random.default_rng(0), 20)
-    ids = itertools.repeat(None) if name in UNTABULATED else space.block_ids(population)
+    ids = space.block_ids(population) if space.is_tabulated else itertools.repeat(None)
     for arch, row in zip(space.decode(population), ids, strict=False):
         chain = list(space.blocks(arch).values())
         assert row is None or [space.all_blocks[i] for i in row if i >= 0] == chain

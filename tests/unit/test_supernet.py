@@ -9,7 +9,7 @@ import torch
 
 from ofa.blocks import Bottleneck, MBConv
 from ofa.sorting import sort_channels
-from ofa.spaces import get_space, list_image_spaces
+from ofa.spaces import get_space, list_elastic_spaces
 from ofa.supernet import Noise, Supernet
 
 TINY = get_space("mbv3_tiny_image")
@@ -104,7 +104,7 @@ def test_a_dropped_branch_leaves_the_shortcut_alone():
 # -- sorting --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list_image_spaces())
+@pytest.mark.parametrize("name", list_elastic_spaces())
 @pytest.mark.parametrize("num_trained", [0, 1])
 def test_sorting_keeps_the_largest_network_and_its_tensors(name, num_trained):
     space = get_space(name)
