@@ -266,7 +266,7 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     for name in list_image_spaces():
         space = get_space(name)
         resolutions = space.dimensions[space.column["resolution"]].options
-        elastic = sorted({d.name.rpartition(".")[2] for d in space.dimensions})
+        elastic = sorted({d.name.rpartition(".")[2].rstrip("0123456789") for d in space.dimensions if len(d.options) > 1})
         rows[name] = {
             "networks": float(space.size()),
             "resolutions": list(resolutions),
@@ -279,10 +279,10 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     for name, row in rows.items():
         sizes = row["resolutions"]
         pixels = ", ".join(map(str, sizes)) if len(sizes) < 10 else f"{len(sizes)} sizes of {sizes[0]} to {sizes[-1]}"
-        choices = ", ".join(row["elastic"])
+        choices = f", elastic {', '.join(row['elastic'])}" if row["elastic"] else ""
         blocks = f", {row['blocks']} distinct blocks" if row["blocks"] else ""
         number = "one network" if row["networks"] == 1 else f"{row['networks']:.1e} networks"
-        print(f"{name:20} {number}{blocks}, {pixels} px, elastic {choices}")
+        print(f"{name:20} {number}{blocks}, {pixels} px{choices}")
     return None
 
 

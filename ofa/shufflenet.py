@@ -121,10 +121,10 @@ class ShuffleNetSpace(SearchSpace):
         shrink, first_stride = STEMS[self.stem]
         width = self.channels
         slots = [fixed("stem", "conv", 3, width, 1, kernel_size=3, stride=shrink, act="relu")]
-        for stage, (number, multiple) in enumerate(STAGES, 1):
+        for stage, (number, multiple) in enumerate(STAGES):
             for place in range(self.first_blocks * number):
-                stride = 1 if place else first_stride if stage == 1 else 2
-                slots.append(self._slot(len(slots) - 1, stage, (width, multiple * self.channels), shrink, stride))
+                stride = 1 if place else 2 if stage else first_stride
+                slots.append(self._slot(len(slots) - 1, (width, multiple * self.channels), shrink, stride))
                 width, shrink = multiple * self.channels, shrink * stride
         final = FINAL_WIDTH * self.channels
         slots.append(fixed("final", "conv", width, final, shrink, act="relu"))
@@ -132,10 +132,10 @@ class ShuffleNetSpace(SearchSpace):
         slots.append(fixed("classifier", "linear", final, self.num_classes, None))
         return tuple(slots)
 
-    def _slot(self, block: int, stage: int, widths: tuple[int, int], shrink: int, stride: int) -> Slot:
+    def _slot(self, block: int, widths: tuple[int, int], shrink: int, stride: int) -> Slot:
         names = ["choice", *(["scale"] if len(self.scales) > 1 else []), *(["bits"] if self.bit_pairs else [])]
         depends_on = ("resolution", *(f"block{block}.{name}" for name in names))
-        return Slot(f"block{block}", depends_on, self._choose(tuple(names), widths, shrink, stride), stage=stage)
+        return Slot(f"block{block}", depends_on, self._choose(tuple(names), widths, shrink, stride))
 
     def _choose(self, names: tuple[str, ...], widths: tuple[int, int], shrink: int, stride: int) -> Callable[..., BlockSpec]:
         def choose(resolution: int, *values: Any) -> BlockSpec:

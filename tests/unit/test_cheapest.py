@@ -52,8 +52,11 @@ def test_cheapest_equals_enumeration(seed):
     np.testing.assert_array_equal(row, SMALL.canonical(row))
 
 
-# in ENAS' cells a node that reads little leaves more to hand on
-@pytest.mark.parametrize("name", [name for name in list_elastic_spaces() if name != "enas_micro"])
+# in ENAS' cells a node that reads little leaves more to hand on; of choice blocks none is the cheapest everywhere
+ORDERED = [name for name in list_elastic_spaces() if not name.startswith(("enas_micro", "shufflenet"))]
+
+
+@pytest.mark.parametrize("name", ORDERED)
 def test_fewest_macs_of_every_space_are_those_of_its_smallest_network(name):
     space = get_space(name)
     cost = CountCost("macs", space)
