@@ -87,7 +87,7 @@ class Supernet(nn.Module):
                 rate = noise.drop_connect * self._drop_shares.get(name, 0.0)
                 if rate and spec.shortcut != "none":
                     others.append(noise.scale((len(x), 1, 1, 1), rate, x.device))
-            x = self._layer(name, spec)(first, self._running_skeleton(spec), *others)
+            x = self.run_block(name, spec, first, *others)
             if noise is not None and noise.drop_path and name in self._paths:
                 x = x * noise.scale((len(x), 1, 1, 1), noise.drop_path, x.device)
             if observe is not None:
@@ -96,6 +96,12 @@ class Supernet(nn.Module):
             for source in done[name]:
                 del states[source]
         return x
+
+    def run_block(self, name: str, spec: BlockSpec, *inputs: Tensor) -> Tensor:
+        """Compute one block of some architecture with the shared weights, for searches that weigh blocks of a slot."""
+        first, *others = inputs
+        out: Tensor = self._layer(name, spec)(first, self._running_skeleton(spec), *others)
+        return out
 
     def adapt_blocks(self, change: Callable[[nn.Module], nn.Module]) -> None:
         """Let `forward` run every block as changed by `change`, which may not change its tensors; `extract` does not change."""
