@@ -120,8 +120,6 @@ def _parse_numbers(name: str, text: str, made: StrategyFactory) -> dict[str, flo
     for part in text.split(","):
         key, _, value = (word.strip() for word in part.partition("="))
         if key not in known or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-            raise OfaError(
-                f"strategy {name}:{text}: {part!r} is no number of it, expected some of: {', '.join(known)}, as in a=1"
-            )
+            raise OfaError(f"strategy {name}: {part!r} is none of its numbers (name=1), it has: {', '.join(known) or 'none'}")
         numbers[key] = float(value) if "." in value else int(value)
     return numbers
