@@ -11,6 +11,7 @@ import typer
 from ofa.cli import Resume
 from ofa.cli_support import command
 from search.given import needed, refuse, some
+from search.nas_rl_cli import nas_rl
 
 if TYPE_CHECKING:
     from ofa.run_dir import Run
@@ -240,6 +241,9 @@ def cdarts(
     run = search_cyclic(data, out, config=config, resume=resume is Resume.auto, flip=flip, device=device)
     _show(run)
     return run.path
+
+
+app.command("nas_rl")(command(nas_rl))
 
 
 def _search_text(

@@ -42,6 +42,7 @@ class SteppedSearch(ABC, Generic[Losses]):
 
     lines: ClassVar[tuple[str, ...]] = (METRICS,)  # files that grow with the epochs
     loss_names: ClassVar[tuple[str, str]]  # of the two losses: "of ..."
+    epoch_name: ClassVar[str] = "epoch"
 
     def __init__(self, run: Run, net: nn.Module, *, epoch_steps: int, epochs: int, advice: str) -> None:
         """Begin; `advice` says what to do about weights that are not finite."""
@@ -175,7 +176,7 @@ class SteppedSearch(ABC, Generic[Losses]):
         append_jsonl(self.folder / METRICS, record | {"seconds": round(time.monotonic() - began, 1)})
         besides = self.end_epoch(done - 1)
         shown = [f"{name} {value:.4f}" for name, value in record.items() if isinstance(value, float)]
-        say(f"epoch {done}/{self.epochs}: {', '.join([*shown, besides] if besides else shown)}")
+        say(f"{self.epoch_name} {done}/{self.epochs}: {', '.join([*shown, besides] if besides else shown)}")
         if self.stopped:
             say(f"the search ends here: {self.stopped}")
 
