@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, read_bounded, read_json
 from ofa.cell_space import CellSpace
+from ofa.formats import enas
 from ofa.formats.nasbench201 import parse_nasbench201
 from ofa.genotype import Genotype, RecurrentGenotype, parse_genotype
 from ofa.genotypes import get_genotype, list_genotypes
@@ -20,14 +21,18 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
     """Return an architecture and its space.
 
     Args:
-        text: an arch.json, a folder with one, a text file with a genotype, or the name of a published cell or network, which may
-            have a number of its own: "mobilenet_v3_small:resolution=32".
+        text: an arch.json, a folder with one, a text file with a genotype or an architecture as ENAS, SPOS or NAS-Bench-201 write
+            it, or the name of a published cell or network, which may have a number: "mobilenet_v3_small:resolution=32".
         space: name of its space; None = the one that it says, or, for a genotype, the first of CELL_SPACES that it fits.
         numbers: of the network around the cells, e.g. cells=20, channels=36; they replace those that the file says.
     Raises:
         OfaError: if there is no such architecture, or it does not fit its space.
     """
     path = Path(text)
+    if str(text) in enas.PUBLISHED and not path.exists():
+        return enas.published_arch(str(text), space=space, **numbers)
+    if path.suffix == ".txt" and path.exists() and enas.is_arc(_read_text(path)):
+        return enas.arch_of_arc(enas.parse_arc(_read_text(path)), space=space, **numbers)
     if str(text).partition(":")[0] in list_spaces() and not path.exists():
         return _only_network(str(text), space, numbers)
     if (choices := _of_choice_blocks(path)) is not None:
@@ -69,7 +74,7 @@ def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
     if str(text) in list_genotypes() and not path.exists():
         return get_genotype(str(text))
     if not path.exists():
-        known = ", ".join([*list_genotypes(), *list_networks()])
+        known = ", ".join([*list_genotypes(), *enas.PUBLISHED, "spos", *list_networks()])
         raise ArtefactError(f"{text}: no such file; expected an arch.json, a text file with a genotype, or one of: {known}")
     if path.suffix == ".txt":
         return parse_genotype(_read_text(path))
@@ -93,7 +98,7 @@ def _only_network(name: str, space: str | None, numbers: Mapping[str, int]) -> t
 
 
 def _of_choice_blocks(path: Path) -> str | None:
-    """What stands for an architecture of Single Path One-Shot: the name of the published one, or a file's text, `(2, 1, 0, ...)`."""
+    """What stands for an architecture of Single Path One-Shot: the name of the published one, or a text `(2, 1, 0, ...)`."""
     if not path.exists():
         return str(path) if str(path).partition(":")[0] == "spos" else None
     text = _read_text(path) if path.suffix == ".txt" else ""

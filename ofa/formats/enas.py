@@ -71,10 +71,10 @@ def format_arc(arc: Sequence[int]) -> str:
     return " ".join(map(str, arc))
 
 
-def published_arch(name: str) -> tuple[SearchSpace, ArchConfig]:
-    """Return a published architecture and its space, one of PUBLISHED."""
-    space, arc = PUBLISHED[name]
-    return arch_of_arc(parse_arc(arc), space=space)
+def published_arch(name: str, *, space: str | None = None, **numbers: int | str) -> tuple[SearchSpace, ArchConfig]:
+    """Return a published architecture, one of PUBLISHED, and its space; see `arch_of_arc`."""
+    published, arc = PUBLISHED[name]
+    return arch_of_arc(parse_arc(arc), space=space or published, **numbers)
 
 
 def arch_of_arc(arc: Sequence[int], *, space: str | None = None, **numbers: int | str) -> tuple[SearchSpace, ArchConfig]:

@@ -25,7 +25,7 @@ def list_image_spaces() -> list[str]:
 
 
 def list_elastic_spaces() -> list[str]:
-    """Return the names of those image spaces that a supernet can be made of: with choices, of which not too many meet at a block."""
+    """Return the names of those that a supernet can be made of: with choices, of which not too many decide one block."""
     spaces = {name: get_space(name) for name in list_image_spaces()}
     return [name for name, space in spaces.items() if space.size() > 1 and space.is_tabulated]
 

@@ -10,6 +10,7 @@ import torch
 from ofa.block_spec import wiring
 from ofa.counts import block_macs, block_params, macs, params
 from ofa.enas_cells import loose_ends
+from ofa.find_arch import find_arch
 from ofa.formats.enas import (
     PUBLISHED,
     ArcError,
@@ -144,3 +145,15 @@ def test_adding_skips_equals_the_formula():
     torch.testing.assert_close(seen["layer2_join"], total)
     norm = net.extract(arch).get_submodule("layer2").bn
     torch.testing.assert_close(seen["layer2"], norm(total))
+
+
+def test_architectures_are_found_by_name_and_by_file(tmp_path):
+    assert find_arch("enas_micro") == published_arch("enas_micro")
+    assert find_arch("enas_micro", cells=8, channels=16)[0].name == "enas_micro:cells=8,channels=16"
+    (tmp_path / "arc.txt").write_text(PUBLISHED["enas_macro"][1])
+    space, arch = find_arch(tmp_path / "arc.txt", space="enas_macro:layers=24,channels=96,separable=no")
+    assert size(space, arch)[0] == 42_559_392
+    assert find_arch(tmp_path / "arc.txt")[0].name == "enas_macro:layers=24"
+    (tmp_path / "arc.txt").write_text("0 1 2")
+    with pytest.raises(ArcError, match="3 integers"):
+        find_arch(tmp_path / "arc.txt")
