@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from search.alpha_plot import EdgeHistory, draw_edge
 from search.cell_drawing import Cell, cells_of, draw_cell, nasbench201_cell
 from search.joint.record import DRAWING, SearchRecord, read_search, train_command
 from search.plots import curves_plot
+from search.reward_plot import is_number, points
 
 BRIGHT = 3  # times the probability of an operation in a uniform choice: full colour at least
 STYLES = ("largest", "smallest", "random")  # CSS classes of lines, one a cell
@@ -39,16 +39,16 @@ class ShownCell:
 def show_cells(run: Run) -> dict[str, Any] | None:
     """Return what the section shows; None if the run holds no search by gradients."""
     record = read_search(run.path)
-    if record is None:
+    if record is None or record.is_by_controller:
         return None
     text = record.genotype or (record.decided[-1].genotype if record.decided else "")
-    cells = _cells(text)
+    cells = cells_in(text)
     seen = [p for d in record.decided for rows in d.probabilities.values() for row in rows for p in row]
     full = max([*seen, BRIGHT / max(1, len(record.operations))])
     return {
         "text": text,
         "done": record.genotype is not None,
-        "cells": [ShownCell(cell.title, draw_cell(cell), cell.sentences()) for cell in cells],
+        "cells": shown_cells(cells),
         "drawing": DRAWING,
         "epochs": max((decided.epoch for decided in record.decided), default=0),
         "of_epochs": record.config.get("epochs"),
@@ -56,8 +56,8 @@ def show_cells(run: Run) -> dict[str, Any] | None:
         "method": {"darts": "DARTS", "cdarts": "Cyclic-DARTS"}.get(str(record.config.get("method")), "gradients"),
         "guards": _guards(record),
         "target_ms": record.config.get("target_ms") or 0,
-        "top1": next((r["alpha_top1"] for r in reversed(record.metrics) if _is_number(r.get("alpha_top1"))), None),
-        "expected_ms": next((r["expected_ms"] for r in reversed(record.metrics) if _is_number(r.get("expected_ms"))), None),
+        "top1": next((r["alpha_top1"] for r in reversed(record.metrics) if is_number(r.get("alpha_top1"))), None),
+        "expected_ms": next((r["expected_ms"] for r in reversed(record.metrics) if is_number(r.get("expected_ms"))), None),
         "skips": _skips(record),
         "skip_names": list(zip(STYLES, record.edges, strict=False)),
         "losses": _losses(record),
@@ -68,7 +68,13 @@ def show_cells(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _cells(text: str) -> list[Cell]:
+def shown_cells(cells: Sequence[Cell]) -> list[ShownCell]:
+    """Return cells as the page shows them."""
+    return [ShownCell(cell.title, draw_cell(cell), cell.sentences()) for cell in cells]
+
+
+def cells_in(text: str) -> list[Cell]:
+    """Return the cells of a text; none if it has none."""
     try:
         return [nasbench201_cell(parse_nasbench201(text))] if text.startswith("|") else cells_of(parse_genotype(text))
     except GenotypeError:
@@ -96,17 +102,7 @@ def _skips(record: SearchRecord) -> Markup | None:
 
 def _losses(record: SearchRecord) -> Markup | None:
     """Return the losses over time: of the weights' images, and of the alphas'."""
-    lines = [
-        (
-            style,
-            [
-                (float(r["epoch"]), float(r[name]))
-                for r in record.metrics
-                if _is_number(r.get(name)) and _is_number(r.get("epoch"))
-            ],
-        )
-        for style, name in (("largest", "loss"), ("smallest", "alpha_loss"))
-    ]
+    lines = [(style, points(record.metrics, name)) for style, name in (("largest", "loss"), ("smallest", "alpha_loss"))]
     return curves_plot([line for line in lines if line[1]], y_title="Loss, nats") if any(line for _, line in lines) else None
 
 
@@ -132,7 +128,3 @@ def _history(record: SearchRecord, cell: Cell | None, name: str, row: int, edge:
         [decided.probabilities[name][row] for decided in record.decided],
         derived,
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -10,6 +10,7 @@ import typer
 
 from ofa.cli import Resume
 from ofa.cli_support import command
+from search.enas_cli import enas
 from search.given import needed, refuse, some
 from search.nas_rl_cli import nas_rl
 
@@ -20,10 +21,10 @@ app = typer.Typer(
     name="nas",
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Find cells by gradients: weights and architecture learn together, in one network that holds all operations.",
-    epilog="A search ends in a run directory with genotype.txt, cells.svg and arch.json. What it found is a structure without "
-    "weights: train it with `ofa train --arch RUN/arch.json`; then profile, export, verify and report as ever. A cell for text: "
-    "train it with `ofa train-text RUN`, then export; it has no report.",
+    help="Find architectures: by gradients, in one network that holds all operations, or by a controller that is rewarded.",
+    epilog="A search ends in a run directory with arch.json and a drawing. What it found is a structure without weights: train "
+    "it with `ofa train --arch RUN/arch.json`; then profile, export, verify and report as ever. A cell for text: train it with "
+    "`ofa train-text RUN`, then export; it has no report.",
 )
 GUARDS = ("max_skips", "stop_skips", "warmup_epochs", "skip_drop")
 SHARED = ("order", "epochs", "batch_size", "lr", "alpha_lr", "seed")  # settings of every search
@@ -243,6 +244,7 @@ def cdarts(
     return run.path
 
 
+app.command("enas")(command(enas))
 app.command("nas_rl")(command(nas_rl))
 
 

@@ -24,6 +24,7 @@ from search.agreement import foreseen, held_out
 from search.architectures import Architecture, show_architectures
 from search.cell_drawing import words
 from search.cells_shown import show_cells
+from search.controller_shown import show_controller
 from search.evidence import Network, read_exports
 from search.fronts import MOST_NAMED, chosen_labels, front, history_curves, measured, threads, written
 from search.next_steps import can_export, imported_from, instead_of_export, is_search_alone, next_commands, round_command
@@ -51,6 +52,7 @@ from search.wording import (
 PAGE = Path(__file__).parent / "page"  # templates, one a section
 SECTIONS = {
     "cells": "Cells that were found",
+    "controller": "What was found",
     "networks": "Chosen networks",
     "precisions": "int8 and fp16 against fp32",
     "speed": "Speed and memory",
@@ -64,7 +66,7 @@ SECTIONS = {
     "provenance": "Where this comes from",
 }
 OF_EXPORTS = ("precisions", "speed", "cards")  # sections that are left out before the first export
-OF_CELLS = ("cells", "provenance")  # those of a search by gradients, before anything else is done with its run
+OF_NAS = ("cells", "controller", "provenance")  # those of a search by gradients or a controller, before more is done with its run
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
 CONTROLS = dict.fromkeys((*range(9), *range(11, 32), 127), "\ufffd")  # what no HTML may hold, all but tab and newline
 MOST_OPEN = 4  # networks or searches that are shown in full at once; of more, each opens on its own
@@ -127,14 +129,18 @@ def _content(run: Run) -> dict[str, Any]:
     config = read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {}
     drawings, drawing_notes = show_architectures(run, networks, tables)
     commands = {**next_commands(run, tables, config), "int8": round_command(run, exports, searches)}
-    cells = show_cells(run)
+    cells, controller = show_cells(run), show_controller(run)
     latencies = {key for network in networks for key in network.predicted if key.startswith("latency@")}
     return {
         "run": run,
         "section_titles": _sections(
-            exports=bool(exports), cells=bool(cells), alone=not (networks or searches or training.exists())
+            exports=bool(exports),
+            cells=bool(cells),
+            controller=bool(controller),
+            alone=not (networks or searches or training.exists()),
         ),
         "cells": cells,
+        "controller": controller,
         "data_name": (Path(run.data.source).name or run.data.source) if run.has_images else "",
         "imported": imported_from(run),
         "commands": commands,
@@ -180,10 +186,10 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _sections(*, exports: bool, cells: bool, alone: bool) -> dict[str, str]:
-    """Return the sections that a run has something for, or a command; `alone`: a search by gradients is all that it holds."""
-    left_out = (() if exports else OF_EXPORTS) + (() if cells else ("cells",))
-    kept = OF_CELLS if cells and alone else tuple(SECTIONS)
+def _sections(*, exports: bool, cells: bool, controller: bool, alone: bool) -> dict[str, str]:
+    """Return the sections that a run has something for, or a command; `alone`: it holds such a search and nothing else."""
+    left_out = (() if exports else OF_EXPORTS) + (() if cells else ("cells",)) + (() if controller else ("controller",))
+    kept = OF_NAS if (cells or controller) and alone else tuple(SECTIONS)
     return {name: title for name, title in SECTIONS.items() if name in kept and name not in left_out}
 
 

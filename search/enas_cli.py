@@ -1,0 +1,166 @@
+"""Command line verb `ofa nas enas`: search with a controller and shared weights. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ofa.cli import Resume
+from search.given import needed, refuse, some
+
+if TYPE_CHECKING:
+    from ofa.run_dir import Run
+
+SHARED = ("epochs", "batch_size", "lr", "controller_steps", "controller_lr", "candidates", "seed")  # settings of every search
+OF_IMAGES = ("depth", "channels", "resolution", "samples", "train_portion", "max_images")
+OF_TEXT = ("tokens", "max_vocabulary", "features", "bptt")
+IMAGES_ALONE = ("data", "variant", *(name for name in OF_IMAGES if name != "samples"), "reward", "where", "table", "flip")
+
+
+def enas(
+    out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/enas.")],
+    space: Annotated[
+        str, typer.Option(help="micro (a normal and a reduction cell), macro (a chain with skips) or rnn (a recurrent cell).")
+    ] = "micro",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/, a folder a class."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="rnn: a text file, or a folder with train.txt, valid.txt and test.txt.")
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="paper (default), or release: what the published code does where it is not what the paper says."),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Of the network of shared weights: cells (micro, default 8) or layers (macro, 12).")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Of its first cells or layers; default 20, macro 36.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the images or the text; default 150, macro 310. Rates restart after 10, 30, 70."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images of a step of the weights, and of a reward; default 160, macro 128, rnn 64.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the weights at first; default 0.05, rnn 20.")] = None,
+    controller_steps: Annotated[
+        int | None, typer.Option(help="Steps of the controller after each epoch; default 30, macro 50, rnn 2000.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Architectures that a step of the controller measures; default 10, macro 20, rnn 1.")
+    ] = None,
+    controller_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the controller; default 0.0035, macro 0.001, rnn 0.00035.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Architectures drawn and measured at the end; default 10, rnn 100. The best is found.")
+    ] = None,
+    train_portion: Annotated[
+        float | None, typer.Option(help="Share of the images that weights learn from, the rest rewards; default 0.9.")
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(help="Search on so many training images only, for small machines; default: all.")
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="What costs are worth, with --where: mnasnet_soft, mnasnet_hard or mobilenetv3; default: nothing."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help='Target of the reward, e.g. "macs <= 300M" or "latency@pi4 <= 12ms"; of the network to be trained.'),
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Latency table of the device, made by `ofa profile`.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="rnn: words (default) or characters.")] = None,
+    features: Annotated[int | None, typer.Option(help="rnn: size of the embedding and of every state; default 720.")] = None,
+    bptt: Annotated[int | None, typer.Option(help="rnn: tokens that a gradient reaches back; default 35.")] = None,
+    max_vocabulary: Annotated[
+        int | None, typer.Option(help="rnn: tell apart only so many tokens, the most frequent; default: all.")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="rnn: factor on all published dropouts; 0 = none; small networks need less than 1.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
+) -> Path | None:
+    """Search as ENAS does: a controller writes architectures that share their weights.
+
+    An epoch trains the shared weights, each step one architecture of the controller's; then it trains the controller, rewarded by
+    accuracy on images that the weights do not learn from. At the end some architectures are measured, and the best is found.
+    Defaults are the published ones, which are meant for a GPU. Pham et al. 2018 (arXiv 1802.03268).
+
+    Example: ofa nas enas --space micro --data cifar10 --out runs/enas
+
+    Fast on a phone: ofa nas enas --data cifar10 --out runs/fast --reward mnasnet_soft --table pi4.json --where "latency <= 20ms"
+
+    On a processor begin small: --max-images 5000 --depth 5 --channels 8 --epochs 10
+
+    Recurrent: ofa nas enas --space rnn --text words.txt --out runs/rnn
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    if space == "rnn":
+        refuse(given, IMAGES_ALONE, "--space rnn searches a cell for text")
+        _search_text(text, out, given, resume=resume is Resume.auto, device=device)
+        return None
+    refuse(given, ("text", "dropout", *OF_TEXT), f"--space {space} searches on images")
+    from search.joint.enas import search_enas
+    from search.joint.enas_config import configure
+
+    run = search_enas(
+        needed(data, "a search needs images: --data cifar10, or a directory (or --space rnn with --text)"),
+        out,
+        config=configure(space, variant or "paper", **some(given, (*SHARED, *OF_IMAGES))),
+        resume=resume is Resume.auto,
+        reward=reward,
+        where=where or (),
+        table=table,
+        flip=flip,
+        device=device,
+    )
+    _show(run)
+    return run.path
+
+
+def _search_text(text: Path | None, out: Path, given: dict[str, Any], *, resume: bool, device: str) -> None:
+    from ofa.text_cli import scaled
+    from search.joint.enas_rnn import search_enas_recurrent
+    from search.joint.enas_rnn_config import EnasRnnConfig
+
+    path = needed(text, "--space rnn needs a text: --text FILE")
+    settings = some(given, (*SHARED, *OF_TEXT))
+    if "samples" in given:
+        settings["controller_samples"] = given["samples"]
+    if "dropout" in given:
+        settings["dropouts"] = scaled(EnasRnnConfig().dropouts, given["dropout"])
+    print(search_enas_recurrent(path, out, config=EnasRnnConfig(**settings), resume=resume, device=device))
+
+
+def _show(run: Run) -> None:
+    """Print the architecture, what its accuracy is not, and what to do next."""
+    from ofa.progress import say
+    from search.joint.candidates import CANDIDATES
+    from search.joint.record import ARC, CHAIN, DRAWING, FOLDER, train_command
+
+    print((run.path / ARC).read_text().strip())
+    drawings = [run.path / name for name in (DRAWING, CHAIN) if (run.path / name).exists()]
+    drawn = "".join(f", drawn in {path}" for path in drawings)
+    say(f"architecture: {run.path / 'arch.json'}{drawn}; ranking: {run.path / FOLDER / CANDIDATES}")
+    say(
+        "Accuracies of the search are those with shared weights: this architecture must be trained anew. Compare it with random "
+        "ones that are trained alike; in comparisons by others, ENAS' controller was hardly better."
+    )
+    if run.space_name.startswith("enas_macro"):
+        say("A network of more layers needs a search of more: ENAS' published one has 24 (--depth 24).")
+    say(f"next: {train_command(run)}")
+    say(f"      ofa report {shlex.quote(str(run.path))}")
