@@ -3,7 +3,7 @@
 A step is what a device runs: the caller keeps the hidden state, picks the next token, and calls again. Written through torch's
 exporter; checked in ONNX Runtime against PyTorch over several steps before anything is written.
 
-model.onnx        tokens (batch,) int64, hidden (batch, features) -> log_probabilities (batch, vocabulary), next_hidden
+model.onnx        tokens (batch,) int64, hidden (batch, state_features) -> log_probabilities (batch, vocabulary), next_hidden
 model.json        sizes, cell, digests, the check's error
 vocabulary.json   what the numbers of tokens stand for
 """
@@ -46,6 +46,7 @@ class ExportedLanguageModel:
     path: Path
     vocabulary: int
     features: int
+    state_features: int  # of the hidden state: the features, or more where a cell has a memory beside them
     parity_error: float  # largest relative difference to PyTorch
     size_mib: float
 
@@ -87,6 +88,7 @@ def export_language_model(folder: Path | str, out: Path | str) -> ExportedLangua
         "genotype": str(net.cell.genotype) if hasattr(net.cell, "genotype") else None,
         "vocabulary": len(vocabulary),
         "features": net.cell.features,
+        "state_features": net.cell.state_features,
         "opset": OPSET,
         "inputs": list(INPUTS),
         "outputs": list(OUTPUTS),
@@ -100,7 +102,8 @@ def export_language_model(folder: Path | str, out: Path | str) -> ExportedLangua
         "model.json": format_json(facts, sealed=True),
     }
     write_all(out, files)
-    return ExportedLanguageModel(out / "model.onnx", len(vocabulary), net.cell.features, error, len(content) / 2**20)
+    sizes = len(vocabulary), net.cell.features, net.cell.state_features
+    return ExportedLanguageModel(out / "model.onnx", *sizes, error, len(content) / 2**20)
 
 
 def onnx_of_language_model(net: LanguageModel) -> bytes:
@@ -128,7 +131,7 @@ def onnx_of_language_model(net: LanguageModel) -> bytes:
         except Exception as error:  # an exporter runs the network's own code and raises whatever it meets
             raise TorchExportError(f"torch's exporter cannot write this language model ({first_line(error)})") from None
     model = onnx.load_from_string(buffer.getvalue())
-    for value, size in zip(model.graph.output, (len(net.embedding), net.cell.features), strict=True):
+    for value, size in zip(model.graph.output, (len(net.embedding), net.cell.state_features), strict=True):
         value.type.tensor_type.shape.dim[1].dim_value = size  # the exporter knows it, and writes a name
     return write_model(model, {})
 

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ofa.errors import OfaError
-from ofa.recurrent import INIT_RANGE, DiscreteCell, Masks, MixedCell
+from ofa.genotype import RecurrentGenotype
+from ofa.recurrent import INIT_RANGE, DiscreteCell, Masks, TextCell
+from ofa.tree_cell import TreeCell
+from ofa.tree_genotype import TreeGenotype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +48,8 @@ class Output(NamedTuple):
     """What the network makes of a piece of text."""
 
     logits: Tensor  # (time, batch, vocabulary)
-    hidden: Tensor  # (batch, features), to go on from
-    states: Tensor  # (time, batch, features), before dropout
+    hidden: Tensor  # (batch, state_features), to go on from
+    states: Tensor  # (time, batch, features), what the classifier sees, before dropout
 
 
 class LanguageModel(nn.Module):
@@ -54,24 +57,24 @@ class LanguageModel(nn.Module):
 
     Args:
         vocabulary: number of tokens.
-        cell: discrete or mixed; its features are the embedding's.
+        cell: its features are the embedding's.
     """
 
-    def __init__(self, vocabulary: int, cell: DiscreteCell | MixedCell) -> None:
+    def __init__(self, vocabulary: int, cell: TextCell) -> None:
         super().__init__()
         self.cell = cell
         self.embedding = nn.Parameter(torch.empty(vocabulary, cell.features).uniform_(-INIT_RANGE, INIT_RANGE))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(
-        self, tokens: Tensor, hidden: Tensor, probabilities: Tensor | None = None, *, noise: Noise | None = None
+        self, tokens: Tensor, hidden: Tensor, choice: Tensor | RecurrentGenotype | None = None, *, noise: Noise | None = None
     ) -> Output:
         """Run over a piece of text.
 
         Args:
             tokens: (time, batch) numbers of tokens.
-            hidden: (batch, features), zeros where a text begins.
-            probabilities: (edges, 5) of a mixed cell; None for a discrete one.
+            hidden: (batch, state_features), zeros where a text begins.
+            choice: probabilities (edges, 5) for a mixed cell, a genotype for shared weights; None for one cell.
             noise: dropout, in training; None for none.
         """
         inputs = F.embedding(tokens, self.embedding)  # (time, batch, features)
@@ -81,26 +84,32 @@ class LanguageModel(nn.Module):
             inputs = inputs * _mask((len(self.embedding), 1), rates.words, inputs, noise)[tokens]
             inputs = inputs * _mask(shape, rates.embeddings, inputs, noise)
             masks = Masks(_mask(shape, rates.inputs, inputs, noise), _mask(shape, rates.hidden, inputs, noise))
-        arguments = () if probabilities is None else (probabilities,)
+        arguments = () if choice is None else (choice,)
         states: Tensor = self.cell(inputs, hidden, *arguments, masks=masks)
-        seen = states if noise is None else states * _mask(shape, noise.dropouts.outputs, states, noise)
-        return Output(F.linear(seen, self.embedding, self.bias), states[-1], states)
+        outputs = self.cell.outputs(states)
+        seen = outputs if noise is None else outputs * _mask(shape, noise.dropouts.outputs, outputs, noise)
+        return Output(F.linear(seen, self.embedding, self.bias), states[-1], outputs)
 
     def step(self, tokens: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in one token of each text; for the model of a discrete cell.
+        """Take in one token of each text; for the model of one cell.
 
         Args:
             tokens: (batch,).
-            hidden: (batch, features).
+            hidden: (batch, state_features).
 
         Returns: logits (batch, vocabulary) and the new hidden state.
         """
         (hidden,) = self.cell(F.embedding(tokens, self.embedding).unsqueeze(0), hidden)
-        return F.linear(hidden, self.embedding, self.bias), hidden
+        return F.linear(self.cell.outputs(hidden), self.embedding, self.bias), hidden
 
     def no_text(self, batch: int) -> Tensor:
-        """Return the hidden state where texts begin, (batch, features)."""
-        return self.embedding.new_zeros(batch, self.cell.features)
+        """Return the hidden state where texts begin, (batch, state_features)."""
+        return self.embedding.new_zeros(batch, self.cell.state_features)
+
+
+def build_cell(genotype: RecurrentGenotype | TreeGenotype, features: int) -> DiscreteCell | TreeCell:
+    """Return a new cell of a genotype."""
+    return TreeCell(genotype, features) if isinstance(genotype, TreeGenotype) else DiscreteCell(genotype, features)
 
 
 def prediction_loss(output: Output, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Source: Liu et al. 2019 (DARTS, arXiv 1806.09055), section 3.2 and appendix A.2;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,8 +41,23 @@ def num_edges(nodes: int = NODES) -> int:
     return nodes * (nodes + 1) // 2
 
 
-class RecurrentCell(nn.Module):
-    """What all cells share: the weights, state 0, and the loop over time.
+class TextCell(nn.Module):
+    """What a language model asks of a cell: how large its outputs are, and the state that it goes on from."""
+
+    features: int  # of inputs and outputs alike
+
+    @property
+    def state_features(self) -> int:
+        """Size of the state that goes from token to token; most cells have no other than their output."""
+        return self.features
+
+    def outputs(self, states: Tensor) -> Tensor:
+        """Return what the classifier sees of states, (..., state_features) -> (..., features)."""
+        return states
+
+
+class RecurrentCell(TextCell):
+    """Weights of a cell of gated steps, a matrix for state 0 and one for each node.
 
     Args:
         features: of inputs and hidden states alike.
@@ -57,49 +72,20 @@ class RecurrentCell(nn.Module):
         # columns: node by node its gate, then its candidate. One matrix: several nodes that read a state are one product
         self.node_weight = nn.Parameter(torch.empty(features, nodes * 2 * features).uniform_(-INIT_RANGE, INIT_RANGE))
 
-    def unroll(self, inputs: Tensor, hidden: Tensor, masks: Masks | None, cell: Callable[[Tensor], Tensor]) -> Tensor:
-        """Run a cell, state 0 -> new hidden state, over time and return all hidden states, (time, batch, features)."""
-        if masks is not None:
-            inputs = inputs * masks.inputs
-        from_inputs = inputs @ self.input_weight[: self.features]  # (time, batch, 2 * features): no recurrence in it
-        recurrent = self.input_weight[self.features :]
-        states = []
-        for from_input in from_inputs.unbind():
-            gate, candidate = torch.addmm(from_input, _masked(hidden, masks), recurrent).split(self.features, dim=1)
-            hidden = cell(_moved(hidden, gate, torch.tanh(candidate)))
-            states.append(hidden)
-        return torch.stack(states)
-
 
 class DiscreteCell(RecurrentCell):
     """The cell of a genotype."""
 
     def __init__(self, genotype: RecurrentGenotype, features: int) -> None:
-        unknown = [name for name, _ in genotype.recurrent if name not in ACTIVATIONS]
-        if unknown:
-            raise GenotypeError(f"recurrent genotype has the operation {unknown[0]!r}, expected one of: {', '.join(ACTIVATIONS)}")
+        check_functions(genotype)
         super().__init__(features, len(genotype.recurrent))
         self.genotype = genotype
 
     def forward(self, inputs: Tensor, hidden: Tensor, masks: Masks | None = None) -> Tensor:
         """Return the hidden states, (time, batch, features), for inputs of that shape and a hidden state (batch, features)."""
         matrices = self.node_weight.split(2 * self.features, dim=1)
-        readers: dict[int, list[int]] = {}
-        for node, (_, source) in enumerate(self.genotype.recurrent):
-            readers.setdefault(source, []).append(node)
-        # outside the loop: the gradient of a slice is as large as what it was cut from
-        weights = {source: torch.cat([matrices[node] for node in nodes], dim=1) for source, nodes in readers.items()}
-
-        def cell(first: Tensor) -> Tensor:
-            states, products = [first], dict[int, Tensor]()
-            for node, (name, source) in enumerate(self.genotype.recurrent):
-                if node not in products:
-                    products |= _products(states[source], masks, weights[source], readers[source])
-                gate, candidate = products[node].split(self.features, dim=1)
-                states.append(_moved(states[source], gate, ACTIVATIONS[name](candidate)))
-            return torch.stack([states[i] for i in self.genotype.concat]).mean(0)
-
-        return self.unroll(inputs, hidden, masks, cell)
+        cell = follow(self.genotype, matrices, masks)
+        return unroll(inputs, hidden, masks, cell, self.input_weight, ACTIVATIONS[self.genotype.first])
 
 
 class MixedCell(RecurrentCell):
@@ -147,7 +133,84 @@ class MixedCell(RecurrentCell):
             assert total is not None
             return total / nodes
 
-        return self.unroll(inputs, hidden, masks, cell)
+        return unroll(inputs, hidden, masks, cell, self.input_weight)
+
+
+def check_functions(genotype: RecurrentGenotype) -> None:
+    """Check that a cell can be computed.
+
+    Raises:
+        GenotypeError: for a function that is not one of ACTIVATIONS.
+    """
+    unknown = [name for name in (genotype.first, *(name for name, _ in genotype.recurrent)) if name not in ACTIVATIONS]
+    if unknown:
+        raise GenotypeError(f"recurrent genotype has the operation {unknown[0]!r}, expected one of: {', '.join(ACTIVATIONS)}")
+
+
+def unroll(
+    inputs: Tensor,
+    hidden: Tensor,
+    masks: Masks | None,
+    cell: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    first: Callable[[Tensor], Tensor] = torch.tanh,
+    norm: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Make state 0, let a cell make the new hidden state of it, and go on with that; returns all of them.
+
+    Args:
+        inputs: (time, batch, features).
+        hidden: (batch, features).
+        cell: state 0 -> new hidden state.
+        weight: (2 * features, 2 * features), rows: the input, then the hidden state; columns: gate, then candidate.
+        first: function of the candidate of state 0.
+        norm: of gate and candidate of state 0, (batch, 2 * features).
+    Returns:
+        (time, batch, features).
+    """
+    features = hidden.shape[1]
+    if masks is not None:
+        inputs = inputs * masks.inputs
+    from_inputs = inputs @ weight[:features]  # (time, batch, 2 * features): no recurrence in it
+    recurrent = weight[features:]
+    states = []
+    for from_input in from_inputs.unbind():
+        product = torch.addmm(from_input, _masked(hidden, masks), recurrent)
+        gate, candidate = (product if norm is None else norm(product)).split(features, dim=1)
+        hidden = cell(_moved(hidden, gate, first(candidate)))
+        states.append(hidden)
+    return torch.stack(states)
+
+
+def follow(
+    genotype: RecurrentGenotype,
+    matrices: Sequence[Tensor],
+    masks: Masks | None,
+    norms: Sequence[Callable[[Tensor], Tensor]] | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """Return what computes a cell, state 0 -> new hidden state, (batch, features) both.
+
+    Args:
+        matrices: (features, 2 * features) of each node, columns: gate, then candidate.
+        norms: of each node's gate and candidate, (batch, 2 * features).
+    """
+    readers: dict[int, list[int]] = {}
+    for node, (_, source) in enumerate(genotype.recurrent):
+        readers.setdefault(source, []).append(node)
+    # outside the loop over time: the gradient of a slice is as large as what it was cut from
+    weights = {source: torch.cat([matrices[node] for node in nodes], dim=1) for source, nodes in readers.items()}
+
+    def cell(first: Tensor) -> Tensor:
+        states, products, features = [first], dict[int, Tensor](), first.shape[1]
+        for node, (name, source) in enumerate(genotype.recurrent):
+            if node not in products:
+                products |= _products(states[source], masks, weights[source], readers[source])
+            product = products[node] if norms is None else norms[node](products[node])
+            gate, candidate = product.split(features, dim=1)
+            states.append(_moved(states[source], gate, ACTIVATIONS[name](candidate)))
+        return torch.stack([states[i] for i in genotype.concat]).mean(0)
+
+    return cell
 
 
 def _masked(state: Tensor, masks: Masks | None) -> Tensor:

@@ -1,24 +1,19 @@
-"""Recurrent cells of DARTS (Liu et al. 2019, arXiv 1806.09055): eight nodes, each with an earlier state and an activation.
-
-A space of choices alone: any point is a cell, but there are no images and no blocks, hence no latency tables. Cells are trained
-as language models (ofa.training.language).
-"""
+"""Recurrent cells of DARTS (Liu et al. 2019, arXiv 1806.09055): eight nodes, each with an earlier state and an activation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ofa.block_spec import BlockSpec
-from ofa.errors import OfaError
-from ofa.genotype import RecurrentGenotype
-from ofa.space import ArchConfig, Dimension, InvalidArchError, SearchSpace, Slot
+from ofa.genotype import USUAL_FIRST, RecurrentGenotype
+from ofa.recurrent_space import RecurrentSpace
+from ofa.space import ArchConfig, Dimension, InvalidArchError
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "identity")
 
 
 @dataclass(frozen=True)
-class RecurrentSpace(SearchSpace):
+class DartsRecurrentSpace(RecurrentSpace):
     """For node i = 1, 2, ... a state below i to read and an activation; the mean of all nodes is the hidden state."""
 
     name: str
@@ -35,19 +30,6 @@ class RecurrentSpace(SearchSpace):
             yield Dimension(f"node{node}.input", tuple(range(node)))
             yield Dimension(f"node{node}.op", ACTIVATIONS)
 
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """No places for blocks."""
-        return ()
-
-    def blocks(self, arch: ArchConfig) -> dict[str, BlockSpec]:
-        """Refuse: there are none.
-
-        Raises:
-            OfaError: always.
-        """
-        raise OfaError(f"space {self.name}: recurrent cells have no blocks; train one with: ofa train-text")
-
     def to_genotype(self, arch: ArchConfig) -> RecurrentGenotype:
         """Return the cell of a point."""
         values = self.check(arch).values
@@ -60,12 +42,13 @@ class RecurrentSpace(SearchSpace):
         Raises:
             InvalidArchError: if it has other nodes or activations, or does not hand on the mean of all nodes.
         """
-        if len(genotype.recurrent) != self.nodes or set(genotype.concat) != set(range(1, self.nodes + 1)):
+        others = len(genotype.recurrent) != self.nodes or genotype.first != USUAL_FIRST
+        if others or set(genotype.concat) != set(range(1, self.nodes + 1)):
             raise InvalidArchError(
-                f"{self.name}: cell of {len(genotype.recurrent)} nodes with the mean of states {list(genotype.concat)}, "
-                f"expected {self.nodes} nodes and the mean of all of them"
+                f"{self.name}: cell of {len(genotype.recurrent)} nodes after a {genotype.first} with the mean of states "
+                f"{list(genotype.concat)}, expected {self.nodes} nodes after a {USUAL_FIRST} and the mean of all of them"
             )
         return self.check(ArchConfig(self.name, tuple(value for op, source in genotype.recurrent for value in (source, op))))
 
 
-SPACE = RecurrentSpace("darts_rnn")
+SPACE = DartsRecurrentSpace("darts_rnn")

@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from ofa.artefacts import ArtefactError, read_json, write_bytes, write_json
-from ofa.genotype import RecurrentGenotype, parse_genotype
-from ofa.language_model import LanguageModel, haste, prediction_loss
+from ofa.genotype import RecurrentGenotype
+from ofa.language_model import LanguageModel, build_cell, haste, prediction_loss
 from ofa.progress import say
-from ofa.recurrent import DiscreteCell
-from ofa.space import InvalidArchError
-from ofa.spaces.darts_rnn import SPACE
+from ofa.recurrent_spaces import find_point
 from ofa.training.checkpoint import best_checkpoint, load_weights
 from ofa.training.distributed import join
 from ofa.training.text import Corpus, Vocabulary, batchify, load_text
 from ofa.training.text_config import TextConfig
 from ofa.training.text_loop import TextLoop, nats_a_token, open_or_create, perplexity_of, require_one_process
+from ofa.tree_genotype import TreeGenotype, parse_text_cell
 
 SCHEMA, VOCABULARY_SCHEMA, RESULT_SCHEMA = "ofa.language/1", "ofa.vocabulary/1", "ofa.language_result/1"
 
@@ -52,7 +51,7 @@ class LanguageResult:
 
 
 def train_language_model(
-    genotype: RecurrentGenotype,
+    genotype: RecurrentGenotype | TreeGenotype,
     text: Path | str,
     out: Path | str,
     *,
@@ -75,7 +74,7 @@ def train_language_model(
     with join(device) as world:
         require_one_process(world)
         torch.manual_seed(config.seed)
-        net = LanguageModel(len(corpus.vocabulary), DiscreteCell(genotype, config.features))
+        net = LanguageModel(len(corpus.vocabulary), build_cell(genotype, config.features))
         trainer = LanguageTrainer(out, net, corpus, config, world.device)
         settings = {**asdict(config), "genotype": str(genotype), "text_sha256": corpus.sha256}
         open_or_create(out, SCHEMA, settings, resume=resume)
@@ -119,15 +118,15 @@ def load_language_model(folder: Path | str) -> tuple[LanguageModel, Vocabulary]:
     folder = Path(folder)
     config = read_json(folder / "config.json", schema=SCHEMA)
     tokens = read_json(folder / "vocabulary.json", schema=VOCABULARY_SCHEMA)
-    genotype = parse_genotype(str(config.get("genotype")))
     best = best_checkpoint(folder)
-    if not isinstance(genotype, RecurrentGenotype) or best is None:
+    if best is None:
         raise ArtefactError(
             f"{folder}: holds no trained language model; train one: ofa train-text ARCH --text FILE --out {folder}"
         )
     try:
+        genotype = parse_text_cell(str(config["genotype"]))
         vocabulary = Vocabulary(tuple(map(str, tokens["tokens"])), str(tokens["kind"]))
-        net = LanguageModel(len(vocabulary), DiscreteCell(genotype, int(config["features"]))).eval()
+        net = LanguageModel(len(vocabulary), build_cell(genotype, int(config["features"]))).eval()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtefactError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:100]}); train it again") from None
     load_weights(best, net)
@@ -135,7 +134,7 @@ def load_language_model(folder: Path | str) -> tuple[LanguageModel, Vocabulary]:
 
 
 class LanguageTrainer(TextLoop):
-    """Training of a discrete cell."""
+    """Training of one cell."""
 
     config: LanguageConfig
 
@@ -207,13 +206,12 @@ class LanguageTrainer(TextLoop):
             self.averages[name].copy_(kept)
 
 
-def _describe(out: Path, genotype: RecurrentGenotype, vocabulary: Vocabulary) -> None:
-    """Write which cell and which tokens, and arch.json if the cell is one of the space of DARTS."""
+def _describe(out: Path, genotype: RecurrentGenotype | TreeGenotype, vocabulary: Vocabulary) -> None:
+    """Write which cell and which tokens, and arch.json if the cell is one of a space."""
     tokens = {"schema": VOCABULARY_SCHEMA, "kind": vocabulary.kind, "tokens": list(vocabulary.tokens)}
     write_json(out / "vocabulary.json", tokens, sealed=True)
     write_bytes(out / "genotype.txt", f"{genotype}\n".encode())
-    try:
-        arch = SPACE.from_genotype(genotype)
-    except InvalidArchError:  # such as the cell of ENAS, which has other nodes
-        return
-    write_json(out / "arch.json", SPACE.to_json(arch), sealed=True)
+    found = find_point(genotype)
+    if found is not None:
+        space, arch = found
+        write_json(out / "arch.json", space.to_json(arch), sealed=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ofa.artefacts import append_jsonl, forget_after, read_json, write_json
 from ofa.errors import OfaError
+from ofa.genotype import RecurrentGenotype
 from ofa.language_model import LanguageModel, Noise
 from ofa.progress import progress, say, stop_after_step
 from ofa.training.checkpoint import (
@@ -73,6 +74,10 @@ class TextLoop(ABC):
     def load_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take over the tensors and facts that `state` returned; the weights to use are loaded already."""
 
+    def more(self) -> str | None:
+        """Do one more step of this epoch, after its text; returns what to show of it, None if there was nothing left to do."""
+        return None
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
@@ -111,10 +116,20 @@ class TextLoop(ABC):
             return
         began = saved_at = time.monotonic()
         saved, rows = self.step, len(self.text) - 1
+
+        def pause() -> None:
+            nonlocal saved, saved_at
+            if stop() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                self._require_finite(saved)
+                self.save()
+                saved, saved_at = self.step, time.monotonic()
+                if stop():
+                    raise KeyboardInterrupt
+
         done = self.epoch * rows + sum(tokens for tokens, _ in self.losses)
         with progress(self.doing, self.config.epochs * rows, done=done) as advance, stop_after_step() as stop:
             while self.epoch < self.config.epochs:
-                pieces = cut(len(self.text), self.config.bptt, np.random.default_rng((self.config.seed, self.epoch, 0x7E)))
+                pieces = self.pieces()
                 if self.done == 0:
                     self.hidden = self.net.no_text(self.config.batch_size)
                 for start, length in pieces[self.done :]:
@@ -124,14 +139,12 @@ class TextLoop(ABC):
                     self.losses.append((length, loss))
                     self.step, self.done = self.step + 1, self.done + 1
                     advance(length, note=f"perplexity {perplexity_of(_mean(self.losses[-50:])):.1f}")
-                    if self.done == len(pieces):
-                        break
-                    if stop() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                        self._require_finite(saved)
-                        self.save()
-                        saved, saved_at = self.step, time.monotonic()
-                        if stop():
-                            raise KeyboardInterrupt
+                    if self.done < len(pieces):
+                        pause()
+                while (note := self.more()) is not None:
+                    self.step += 1
+                    advance(0, note=note)
+                    pause()
                 self._require_finite(saved)
                 score = self._end_epoch(began)
                 self.save(score)
@@ -139,11 +152,18 @@ class TextLoop(ABC):
                 if stop() and self.epoch < self.config.epochs:
                     raise KeyboardInterrupt
 
+    def pieces(self) -> list[tuple[int, int]]:
+        """Return (start, length) of the pieces of this epoch."""
+        return cut(len(self.text), self.config.bptt, np.random.default_rng((self.config.seed, self.epoch, 0x7E)))
+
     def noise(self, part: int = 0) -> Noise:
         """Return the dropout of this step: the same masks each time it is asked for."""
+        return Noise(self.config.dropouts, self.generator(part, self.device))
+
+    def generator(self, part: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return where the draws of this step come from; other parts of a step have others."""
         seed = np.random.SeedSequence((self.config.seed, self.step, part, 0xD0)).generate_state(1, np.uint64)
-        generator = torch.Generator(self.device).manual_seed(int(seed[0] >> np.uint64(1)))
-        return Noise(self.config.dropouts, generator)
+        return torch.Generator(device).manual_seed(int(seed[0] >> np.uint64(1)))
 
     def _end_epoch(self, began: float) -> float | None:
         loss = _mean(self.losses)
@@ -167,21 +187,23 @@ class TextLoop(ABC):
 
 
 @torch.no_grad()
-def nats_a_token(net: LanguageModel, stream: Tensor, *, batch: int, bptt: int = 35, probabilities: Tensor | None = None) -> float:
+def nats_a_token(
+    net: LanguageModel, stream: Tensor, *, batch: int, bptt: int = 35, choice: Tensor | RecurrentGenotype | None = None
+) -> float:
     """Return the mean cross-entropy of a text, in nats a token; its exponential is the perplexity.
 
     Args:
         stream: (tokens,) of the text; all but the first of each of `batch` parts are predicted, and up to batch - 1 at the end
             left out.
         bptt: tokens at a time, which changes nothing but the memory.
-        probabilities: (edges, 5) of a mixed cell.
+        choice: probabilities (edges, 5) for a mixed cell, a genotype for shared weights.
     """
     text = batchify(stream, batch).to(net.embedding.device)
     training, hidden, total = net.training, net.no_text(batch), 0.0
     net.eval()
     for start in range(0, len(text) - 1, bptt):
         tokens, targets = piece(text, start, min(bptt, len(text) - 1 - start))
-        logits, hidden, _ = net(tokens, hidden, probabilities)
+        logits, hidden, _ = net(tokens, hidden, choice)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         total += float(loss)
     net.train(training)

@@ -176,9 +176,7 @@ class RecurrentSearch(TextLoop):
 
     def look(self) -> tuple[dict[str, Any], float | None]:
         """Measure the network of all operations on the text that alphas learn from: not what is derived from it, nor unseen."""
-        loss = nats_a_token(
-            self.net, self.corpus.valid, batch=self.config.eval_batch_size, probabilities=self.probabilities().detach()
-        )
+        loss = nats_a_token(self.net, self.corpus.valid, batch=self.config.eval_batch_size, choice=self.probabilities().detach())
         found = {"alpha_loss": float(np.mean(self.alpha_losses)), "valid_perplexity": perplexity_of(loss)}
         self.alpha_losses.clear()
         self.note_alphas()

@@ -223,10 +223,16 @@ def test_impossible_settings_are_refused(setting, message):
         LanguageConfig(**setting)
 
 
-def test_model_of_the_enas_cell_has_no_arch_file(tmp_path, text):
+def test_model_of_a_cell_of_no_space_has_no_arch_file(tmp_path, text):
+    cell = replace(get_genotype("enas_rnn"), concat=(1, 2))
+    train_language_model(cell, text, tmp_path / "odd", config=replace(SMALL, epochs=1))
+    assert not (tmp_path / "odd" / "arch.json").exists()
+
+
+def test_model_of_the_enas_cell_is_a_point_of_its_space(tmp_path, text):
     config = replace(SMALL, epochs=1)
     train_language_model(get_genotype("enas_rnn"), text, tmp_path / "model", config=config)
-    assert not (tmp_path / "model" / "arch.json").exists()
+    assert json.loads((tmp_path / "model" / "arch.json").read_text())["space"] == "enas_rnn"
     assert load_language_model(tmp_path / "model")[0].cell.genotype == get_genotype("enas_rnn")
 
 
