@@ -6,9 +6,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
+from ofa.artefacts import write_bytes
 from ofa.block_spec import BlockSpec
 from search.plots import element, shorten
 
@@ -24,7 +26,12 @@ KERNELS = {  # kinds of blocks that have one -> what stands before it
     "dil_conv": "dil",
     "row_column_conv": "1d",
     "basic": "2 of",
+    "shuffle": "",
+    "xception": "3 of",
 }
+STYLE = """svg{background:#fff}text{font:10.5px system-ui,sans-serif;fill:#1a1f24}.flow,.bracket{fill:none;stroke:#59636e}
+.shrink{stroke:#59636e;stroke-dasharray:3 3}.hidden{fill-opacity:.3}.k0{fill:#aab3bc}.k3{fill:#56b4e9}.k5{fill:#e69f00}
+.k7{fill:#009e73}.se{fill:#fff;stroke:#1a1f24}"""
 SHORT = {"factorized_reduce": "reduce", "maxpool": "max", "avgpool": "average"}
 
 
@@ -41,6 +48,14 @@ class Band:
 def most_channels(blocks: Mapping[str, BlockSpec]) -> int:
     """Return the largest number of channels in a network: what the heights of a drawing are relative to."""
     return max(max(spec.out_channels, spec.hidden_channels) for spec in blocks.values())
+
+
+def write_network(path: Path, blocks: Mapping[str, BlockSpec]) -> None:
+    """Write a network as an SVG file that needs nothing else."""
+    drawn = draw_network(blocks, channels=most_channels(blocks))
+    head, _, body = drawn.partition(">")
+    style = Markup("<style>{}</style>").format(Markup(STYLE))
+    write_bytes(path, f'{head} xmlns="http://www.w3.org/2000/svg">{style}{body}\n'.encode())
 
 
 def draw_network(blocks: Mapping[str, BlockSpec], *, channels: int, bands: Sequence[Band] = ()) -> Markup:
