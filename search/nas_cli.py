@@ -13,6 +13,7 @@ from ofa.cli_support import command
 from search.enas_cli import enas
 from search.given import needed, refuse, some
 from search.nas_rl_cli import nas_rl
+from search.spos_cli import spos
 
 if TYPE_CHECKING:
     from ofa.run_dir import Run
@@ -246,6 +247,7 @@ def cdarts(
 
 app.command("enas")(command(enas))
 app.command("nas_rl")(command(nas_rl))
+app.command("spos")(command(spos))
 
 
 def _search_text(

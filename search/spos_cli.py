@@ -1,0 +1,141 @@
+"""Command line verb `ofa nas spos`: a supernet by single paths, then evolution. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ofa.cli import Resume
+from search.given import some
+
+if TYPE_CHECKING:
+    from search.result import SearchResult
+
+OF_TRAINING = (
+    *("epochs", "batch_size", "lr", "weight_decay", "dropout", "ema_decay", "least_mmacs", "most_mmacs", "bin_mmacs", "seed"),
+)
+
+
+def spos(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/, a folder a class."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/spos.")],
+    space: Annotated[
+        str,
+        typer.Option(
+            help="shufflenet (a choice of four blocks at each place), shufflenet_channels (and of its width), shufflenet_bits "
+            "(and of its bits), each with numbers such as shufflenet:resolution=32,stem=cifar,channels=8,blocks=2; or any other space."
+        ),
+    ] = "shufflenet",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help='A limit, e.g. "macs <= 330M" or "latency@ort_cpu_1t <= 12ms"; repeat for more.'),
+    ] = None,
+    population: Annotated[int, typer.Option(help="Networks that are measured in each generation of the evolution.")] = 50,
+    generations: Annotated[int, typer.Option(help="How often; 0 = train the supernet only.")] = 20,
+    epochs: Annotated[int | None, typer.Option(help="Of the supernet: passes over the training images; default 120.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; default 128.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate, falling linearly; default 0.0625 (published: 0.5 for 1,024 images).")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Default 0.00004.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Before the classifier; default 0.1.")] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Use a moving average of the weights with this decay; default 0 = off.")
+    ] = None,
+    least_mmacs: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw paths evenly from so many million multiply-adds on, as the release does (290); default: as they come,"
+        ),
+    ] = None,
+    most_mmacs: Annotated[float | None, typer.Option(help="up to so many (360),")] = None,
+    bin_mmacs: Annotated[float | None, typer.Option(help="in bins of so many (10).")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Train what was found as well: scratch (from new weights, in OUT-trained) or inherit (from the supernet's, in "
+            "OUT-tuned)."
+        ),
+    ] = None,
+    final_epochs: Annotated[
+        int | None, typer.Option(help="Of that training; default: the supernet's, or a tenth of them with --weights inherit.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Where to measure: joblib:2, dask:ADDRESS or ray:ADDRESS.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on in --out, with the training or the evolution, wherever it was stopped.")
+    ] = Resume.never,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
+) -> Path | None:
+    """Search as Single Path One-Shot does: train all networks, one random one a step, then let the best breed.
+
+    A step of the supernet costs what one network costs. The evolution measures networks that meet the limits, BatchNorm calibrated
+    for each, on images held out of the training, and writes down every number: stopped, it goes on with --resume auto; under
+    other limits it measures only what is new. Defaults are the published ones, for ImageNet. Guo et al. 2020 (arXiv 1904.00420).
+
+    Example: ofa nas spos --data imagenet/ --out runs/spos --where "macs <= 330M" --least-mmacs 290 --most-mmacs 360
+
+    On a processor begin small: ofa nas spos --data cifar10 --out runs/spos --epochs 20 --generations 4 --population 25
+    --space shufflenet:resolution=32,stem=cifar,channels=8,blocks=2 --where "macs <= 17M"
+
+    For another device: train first (--generations 0), then ofa profile runs/spos --device pi4=ssh:USER@HOST, then the same
+    command with --where "latency@pi4 <= 12ms" --resume auto.
+
+    In the run: arch.json, network.svg, search/front.json; then train the network from scratch, or export it as it is.
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    from search.joint.spos import search_single_path, single_path_config
+
+    found = search_single_path(
+        space,
+        data,
+        out,
+        config=single_path_config(**some(given, OF_TRAINING)),
+        where=where or (),
+        population=population,
+        generations=generations,
+        weights=weights,
+        final_epochs=final_epochs,
+        resume=resume is Resume.auto,
+        flip=flip,
+        engine=engine,
+        device=device,
+    )
+    _show(out, found, weights)
+    return out
+
+
+def _show(out: Path, found: SearchResult | None, weights: str | None) -> None:
+    """Print what was found and what to do next."""
+    from deploy.limits import format_value
+    from ofa.progress import say
+    from ofa.run_dir import Run
+    from search.joint.spos import DRAWING, final_run
+
+    where = shlex.quote(str(out))
+    if found is None:
+        say(f"next: the same command with --resume auto and --generations 20; or first: ofa profile {where} --device DEVICE")
+        return
+    costs = ", ".join(f"{key} {format_value(key.partition('@')[0], value)}" for key, value in found.best.costs.items())
+    say(f"best: {found.describe_accuracy()} with the supernet's weights, {costs}")
+    say(f"architecture: {out / 'arch.json'}, drawn in {out / DRAWING}; all that was measured: {found.path / 'front.csv'}")
+    if weights is not None:
+        trained = final_run(out, weights)
+        say(f"next: ofa export {shlex.quote(str(trained / 'arch.json'))} -o {shlex.quote(str(trained / 'export'))}")
+    else:
+        argv = ["ofa", "train", "--arch", str(out / "arch.json"), "--data", Run(out).data.source, "--out", f"{out}-trained"]
+        say(f"next, from scratch: {shlex.join(argv)}")
+        best = found.path / "best"
+        say(f"or with the supernet's weights: ofa export {shlex.quote(str(best))} -o {shlex.quote(str(out / 'export' / 'best'))}")
+    say(f"      ofa report {where}")
