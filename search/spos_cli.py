@@ -31,7 +31,7 @@ def spos(
         str,
         typer.Option(
             help="shufflenet (a choice of four blocks at each place), shufflenet_channels (and of its width), shufflenet_bits "
-            "(and of its bits), each with numbers such as shufflenet:resolution=32,stem=cifar,channels=8,blocks=2; or any other space."
+            "(and of its bits), each with numbers such as shufflenet:resolution=32,stem=cifar,channels=8,blocks=2; or any other."
         ),
     ] = "shufflenet",
     where: Annotated[
@@ -80,9 +80,10 @@ def spos(
 ) -> Path | None:
     """Search as Single Path One-Shot does: train all networks, one random one a step, then let the best breed.
 
-    A step of the supernet costs what one network costs. The evolution measures networks that meet the limits, BatchNorm calibrated
-    for each, on images held out of the training, and writes down every number: stopped, it goes on with --resume auto; under
-    other limits it measures only what is new. Defaults are the published ones, for ImageNet. Guo et al. 2020 (arXiv 1904.00420).
+    A step of the supernet costs what one network costs. The evolution measures networks that meet the limits, BatchNorm
+    calibrated for each, on images held out of the training, and writes down every number: stopped, it goes on with --resume auto;
+    under other limits it measures only what is new. Defaults are the published ones, for ImageNet. Guo et al. 2020 (arXiv
+    1904.00420).
 
     Example: ofa nas spos --data imagenet/ --out runs/spos --where "macs <= 330M" --least-mmacs 290 --most-mmacs 360
 
