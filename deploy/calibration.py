@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deploy.device import get_device
 from deploy.emit import emit
-from deploy.graphs import Weights
+from deploy.graphs import UNNAMED, Weights
 from deploy.parity import REFERENCE_DEVICE
 from deploy.runtimes.onnxruntime import session_options
 from ofa.block_spec import BlockSpec
@@ -81,11 +81,11 @@ def activation_ranges(blocks: Mapping[str, BlockSpec], weights: Weights, batches
 
 
 def activation_names(content: bytes) -> list[str]:
-    """Return the names of all tensors that nodes of an fp32 file compute from its input."""
+    """Return the names of all tensors in float that nodes of an fp32 file compute from its input."""
     return [
         node.output[0]
         for node in onnx.load_from_string(content).graph.node
-        if node.op_type != "ConstantOfShape" and node.output[0] != "logits"
+        if node.op_type not in UNNAMED and node.output[0] != "logits"
     ]
 
 

@@ -13,12 +13,11 @@ from functools import partial
 from string import ascii_letters
 
 import numpy as np
-import numpy as np
 import onnx
 from onnx import TensorProto, defs, helper
 
 from deploy.graphs import UINT16_OPSET, Graph, HalfGraph, QuantizedGraph, Scales, Weights
-from deploy.precision import FLOATS, PrecisionError, grid_of
+from deploy.precision import FLOATS, Grid, PrecisionError, grid_of
 from ofa.block_spec import IMAGES, BlockSpec, padding, wiring
 from ofa.errors import OfaError
 from ofa.shufflenet import branch_channels
@@ -236,7 +235,7 @@ def emit(
     Args:
         blocks: name -> block, in execution order; each reads the one before, or what its wiring says (ofa.block_spec.Blocks).
         weights: folded weights under "<block>.<layer>.weight" / ".bias" (deploy.export.fold); None = constants.
-        precision: of the network, see deploy.precision.
+        precision: of the network, see deploy.precision; blocks with bits of their own have those in any.
         scales: in integers only: (scale, zero point) of every activation on the network's grid, by its tensor's name in the fp32
             graph; None = constants.
         layers: in integers only: layer (one of `layer_names`) -> precision, where it is another than the network's; "fp32" leaves
@@ -247,12 +246,15 @@ def emit(
     Raises:
         OfaError: if no such graph can be written.
     """
-    graph = _graph(weights, precision, scales, layers or {}, opset)
+    graph = _graph(weights, precision, scales, layers or {}, opset, block_bits(blocks))
     specs = list(blocks.values())
     graph.output(_write(graph, blocks, graph.input(IMAGES)), "logits")
     first, last = specs[0], specs[-1]
-    if unknown := sorted(set(layers or {}) - set(_layers(graph))):
-        raise OfaError(f"layer {unknown[0]!r} is not one of this network; it has: {', '.join(_layers(graph))}")
+    for name in sorted(layers or {}):
+        if (own := graph.bits_of(name)) is not None and name in _layers(graph):
+            raise PrecisionError(f"layer {name}: its architecture gives it {own}, which it was trained with; leave it out")
+        if name not in _layers(graph):
+            raise OfaError(f"layer {name!r} is not one of this network; it has: {', '.join(_layers(graph))}")
     opsets = [helper.make_opsetid("", graph.opset)]
     model = helper.make_model(
         helper.make_graph(
@@ -288,10 +290,26 @@ def choose_opset(opset: int | None, precisions: Iterable[str]) -> int:
 
 
 def layer_names(blocks: Mapping[str, BlockSpec]) -> list[str]:
-    """Return the names of a network's layers with weights, in execution order: what `layers` of `emit` takes."""
-    graph = Graph(None, OPSET)
+    """Return the names of the layers whose precision may be chosen, in execution order: what `layers` of `emit` takes."""
+    graph = _drawn(blocks)
+    return [name for name in _layers(graph) if graph.bits_of(name) is None]
+
+
+def layers_of_bits(blocks: Mapping[str, BlockSpec]) -> dict[str, str]:
+    """Return layer -> precision of those that have bits of their own, such as "a4w2", in execution order."""
+    graph = _drawn(blocks)
+    return {name: str(own) for name in _layers(graph) if (own := graph.bits_of(name)) is not None}
+
+
+def block_bits(blocks: Mapping[str, BlockSpec]) -> dict[str, Grid]:
+    """Return block -> grid of those that have bits of their own."""
+    return {name: Grid(spec.activation_bits, spec.weight_bits) for name, spec in blocks.items() if spec.weight_bits}
+
+
+def _drawn(blocks: Mapping[str, BlockSpec]) -> Graph:
+    graph = Graph(None, OPSET, block_bits(blocks))
     _write(graph, blocks, IMAGES)
-    return _layers(graph)
+    return graph
 
 
 def _write(graph: Graph, blocks: Mapping[str, BlockSpec], images: str) -> str:
@@ -314,6 +332,7 @@ def _graph(
     scales: Scales | None,
     layers: Mapping[str, str],
     opset: int | None,
+    bits: Mapping[str, Grid],
 ) -> Graph:
     """Return the empty graph of a precision.
 
@@ -321,6 +340,11 @@ def _graph(
         OfaError: if the parts do not go together.
     """
     grid = grid_of(precision)
+    if bits and precision == "fp16":
+        raise PrecisionError(
+            f"{precision}: block {next(iter(bits))} has bits of its own, and integers stand beside fp32 or other integers; "
+            "choose fp32 or int8"
+        )
     for name, other in layers.items():
         if grid is None:
             raise PrecisionError(
@@ -332,9 +356,9 @@ def _graph(
         raise OfaError(f"{precision} needs the scales of all activations with trained weights, and no scales with constant ones")
     opset = choose_opset(opset, [precision, *layers.values()])
     if precision in FLOATS:
-        return (HalfGraph if precision == "fp16" else Graph)(weights, opset)
+        return (HalfGraph if precision == "fp16" else Graph)(weights, opset, bits)
     assert grid is not None
-    return QuantizedGraph(weights, opset, grid, scales, layers)
+    return QuantizedGraph(weights, opset, grid, scales, layers, bits)
 
 
 def input_shape(spec: BlockSpec) -> list[int]:

@@ -1,6 +1,7 @@
 """ONNX graphs under construction: the same operators in floating point and in integers.
 
-Blocks are written by deploy/emit.py without knowing which: a graph decides what stands around an operator.
+Blocks are written by deploy/emit.py without knowing which: a graph decides what stands around an operator. Layers with bits of
+their own stand in integers in either, on the grids that they were trained on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.precision import INT8, Grid, PrecisionError, grid_of
+from ofa.block_spec import takes_bits
 
 Weights = Mapping[str, NDArray[np.float32]]
 Scales = Mapping[str, tuple[float, int]]  # of activations by tensor name: step, and the integer that stands for zero
@@ -33,10 +35,13 @@ class Graph:
 
     dtype: DTypeLike = np.float32
 
-    def __init__(self, weights: Weights | None, opset: int) -> None:
-        self.weights, self.opset = weights, opset
+    def __init__(self, weights: Weights | None, opset: int, bits: Mapping[str, Grid] | None = None) -> None:
+        """Begin a graph; `bits` names the blocks that have some of their own."""
+        self.weights, self.opset, self.bits = weights, opset, bits or {}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.pairs: dict[tuple[str, object], str] = {}  # (tensor, on which grid) -> what comes out of its pair
+        self.stored = 0  # tensors of integer weights and biases
 
     def input(self, name: str) -> str:
         """Return what stands for the graph's input."""
@@ -113,11 +118,77 @@ class Graph:
     def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
         """Append a Conv or Gemm with its weights; `shape` is that of the weight tensor, output channels first."""
         fan_in = math.prod(shape[1:])
+        if (own := self.bits_of(name)) is not None:
+            return self._layer_of_bits(own, op, x, name, shape, bias=bias, **attributes)
         inputs = [x]
         for each, its_shape in (("weight", shape), ("bias", shape[:1]))[: 1 + bias]:
             values = self.values(f"{name}.{each}", its_shape, fan_in).astype(self.dtype, copy=False)
             inputs.append(self.tensor(f"{name}.{each}", values, its_shape))
         return self.node(op, inputs, f"{name}.{op.lower()}", **attributes)
+
+    def bits_of(self, layer: str) -> Grid | None:
+        """Return the bits that a layer has of its own."""
+        block, _, path = layer.partition(".")
+        return self.bits.get(block) if takes_bits(path) else None
+
+    def _layer_of_bits(
+        self, grid: Grid, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any
+    ) -> str:
+        """Append a layer as it was trained, by its own steps.
+
+        Its bias is added in float, in a node of its own: ONNX Runtime would round the bias of an operator that reads integers to
+        multiples of both steps, which are coarse here.
+        """
+        fan_in, out = math.prod(shape[1:]), f"{name}.{op.lower()}"
+        if self.weights is None:
+            scale, zero_point, steps = *_finer(UNSIGNED, INT8, grid), np.full(1, 1 / fan_in, np.float32)
+        else:
+            scale, zero_point = self.weights[f"{name}.input"].tolist()
+            steps = np.ascontiguousarray(self.weights[f"{name}.steps"], np.float32)
+        weight = self.values(f"{name}.weight", shape, fan_in)
+        taken = self._pair((x, name), scale, int(zero_point), grid.activation_bits)
+        inputs = [taken, self.integers(f"{name}.weight", weight, steps, np.int8, shape)]
+        if not bias:
+            return Graph.node(self, op, inputs, out, **attributes)
+        product = Graph.node(self, op, inputs, f"{name}.product", **attributes)
+        column = (shape[0], *[1] * (len(shape) - 2))  # broadcast over pixels
+        shift = self.values(f"{name}.bias", shape[:1], fan_in)
+        return Graph.node(self, "Add", [product, self.tensor(f"{name}.bias", shift.reshape(-1, *column[1:]), column)], out)
+
+    def _pair(self, key: tuple[str, object], scale: float, zero_point: int, bits: int) -> str:
+        """Return what comes out of the pair that quantises and dequantises a tensor; `key` is (tensor, anything)."""
+        if key not in self.pairs:
+            container = np.uint8 if bits <= 8 else np.uint16
+            number = len(self.pairs)  # a tenth of a small file would be names: what stands around an operator has short ones
+            steps = [
+                self.constant(f"s{number}", np.array(scale, np.float32)),
+                self._zero_point(np.array(zero_point, container)),
+            ]
+            x, most = key[0], 2**bits - 1
+            if most < np.iinfo(container).max:  # the container would hold more than the grid has
+                ends = [(end - zero_point) * scale for end in (0, most)]
+                bounds = [
+                    self.constant(f"{side}{number}", np.array(end, np.float32)) for side, end in zip("lh", ends, strict=True)
+                ]
+                x = Graph.node(self, "Clip", [x, *bounds], f"c{number}")
+            quantised = Graph.node(self, "QuantizeLinear", [x, *steps], f"q{number}")
+            self.pairs[key] = Graph.node(self, "DequantizeLinear", [quantised, *steps], f"d{number}")
+        return self.pairs[key]
+
+    def integers(
+        self, name: str, values: NDArray[np.float32], scale: NDArray[np.float32], dtype: DTypeLike, shape: tuple[int, ...]
+    ) -> str:
+        """Store weights as integers and return what dequantises them; `scale` has one value for each output channel."""
+        steps = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(dtype)
+        self.stored += 1
+        inputs = [self.tensor(name, steps, shape), self.tensor(f"w{self.stored}s", scale, shape[:1])]
+        if values.ndim == 2:  # optional, but ONNX Runtime's QGemm wants it
+            inputs.append(self._zero_point(np.zeros(shape[:1], dtype)))
+        return Graph.node(self, "DequantizeLinear", inputs, f"w{self.stored}", axis=0)
+
+    def _zero_point(self, value: NDArray[np.generic]) -> str:
+        """Store a zero point, scalar or zeros for each channel; equal ones once."""
+        return self.constant(f"z{value.dtype}.{value if value.ndim == 0 else f'x{len(value)}'}", value)
 
 
 class HalfGraph(Graph):
@@ -154,6 +225,7 @@ class QuantizedGraph(Graph):
         grid: Grid = INT8,
         scales: Scales | None = None,
         layers: Mapping[str, str] | None = None,
+        bits: Mapping[str, Grid] | None = None,
     ) -> None:
         """Begin a graph.
 
@@ -161,14 +233,13 @@ class QuantizedGraph(Graph):
             grid: of the network.
             scales: of every activation, on the network's grid; None = constants.
             layers: name of a layer -> precision, where it is another than the network's.
+            bits: of blocks that have some of their own.
         """
-        super().__init__(weights, opset)
+        super().__init__(weights, opset, bits)
         self.grid, self.layers = grid, layers or {}
         signed, unsigned = _finer(SIGNED, INT8, grid), _finer(UNSIGNED, INT8, grid)
         self.scales: dict[str, tuple[float, int]] = defaultdict(lambda: signed) if scales is None else dict(scales)
         self.unsigned = unsigned
-        self.pairs: dict[tuple[str, Grid], str] = {}  # (tensor, grid) -> what comes out of its pair
-        self.stored = 0  # tensors of weights and biases
         self.floats: set[str] = set()  # computed by a layer in float, and not rounded since
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
@@ -189,29 +260,15 @@ class QuantizedGraph(Graph):
 
     def pair(self, x: str, grid: Grid) -> str:
         """Return what comes out of a tensor's pair."""
-        if (x, grid) not in self.pairs:
-            scale, zero_point = _finer(self.scales[x], self.grid, grid)
-            container = np.uint8 if grid.activation_bits <= 8 else np.uint16
-            number = len(self.pairs)  # a tenth of a small file would be names: what stands around an operator has short ones
-            steps = [
-                self.constant(f"s{number}", np.array(scale, np.float32)),
-                self._zero_point(np.array(zero_point, container)),
-            ]
-            if grid.most_activation < np.iinfo(container).max:  # the container would hold more than the grid has
-                ends = [(end - zero_point) * scale for end in (0, grid.most_activation)]
-                bounds = [
-                    self.constant(f"{side}{number}", np.array(end, np.float32)) for side, end in zip("lh", ends, strict=True)
-                ]
-                x_clipped = super().node("Clip", [x, *bounds], f"c{number}")
-            else:
-                x_clipped = x
-            quantised = super().node("QuantizeLinear", [x_clipped, *steps], f"q{number}")
-            self.pairs[x, grid] = super().node("DequantizeLinear", [quantised, *steps], f"d{number}")
-        return self.pairs[x, grid]
+        scale, zero_point = _finer(self.scales[x], self.grid, grid)
+        return self._pair((x, grid), scale, zero_point, grid.activation_bits)
 
     def layer(self, op: str, x: str, name: str, shape: tuple[int, ...], *, bias: bool, **attributes: Any) -> str:
-        grid = grid_of(self.layers[name]) if name in self.layers else self.grid
         out = f"{name}.{op.lower()}"
+        if (own := self.bits_of(name)) is not None:
+            self.floats.add(out)
+            return self._layer_of_bits(own, op, x, name, shape, bias=bias, **attributes)
+        grid = grid_of(self.layers[name]) if name in self.layers else self.grid
         fan_in = math.prod(shape[1:])
         weight = self.values(f"{name}.weight", shape, fan_in)
         shift = self.values(f"{name}.bias", shape[:1], fan_in) if bias else np.zeros(1, np.float32)
@@ -228,21 +285,6 @@ class QuantizedGraph(Graph):
         if bias:
             inputs.append(self.integers(f"{name}.bias", shift, x_scale * scale, np.int32, shape[:1]))
         return super().node(op, inputs, out, **attributes)
-
-    def integers(
-        self, name: str, values: NDArray[np.float32], scale: NDArray[np.float32], dtype: DTypeLike, shape: tuple[int, ...]
-    ) -> str:
-        """Store weights as integers and return what dequantises them; `scale` has one value for each output channel."""
-        steps = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(dtype)
-        self.stored += 1
-        inputs = [self.tensor(name, steps, shape), self.tensor(f"w{self.stored}s", scale, shape[:1])]
-        if values.ndim == 2:  # optional, but ONNX Runtime's QGemm wants it
-            inputs.append(self._zero_point(np.zeros(shape[:1], dtype)))
-        return super().node("DequantizeLinear", inputs, f"w{self.stored}", axis=0)
-
-    def _zero_point(self, value: NDArray[np.generic]) -> str:
-        """Store a zero point, scalar or zeros for each channel; equal ones once."""
-        return self.constant(f"z{value.dtype}.{value if value.ndim == 0 else f'x{len(value)}'}", value)
 
 
 def _finer(scale: tuple[float, int], grid: Grid, other: Grid) -> tuple[float, int]:

@@ -21,11 +21,17 @@ def _precision(name: str) -> str:
     return name
 
 
+def _layer_precision(name: str) -> str:
+    grid_of(name, least_bits=1)
+    return name
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=1, le=2**12)]  # an image takes 200 MB then
 Precision = Annotated[str, AfterValidator(_precision)]
+LayerPrecision = Annotated[str, AfterValidator(_layer_precision)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -68,7 +74,7 @@ class ModelRecord(_Part):
     precision: Precision
     opset: int
     ir_version: int
-    layers: dict[str, Precision]
+    layers: dict[str, LayerPrecision]
     space: str | None
     arch: Annotated[dict[str, int | float | str], Field(min_length=1)] | None
     blocks: dict[str, dict[str, Any]] | None = None  # name -> fields of its BlockSpec and what it reads, in execution order

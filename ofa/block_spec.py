@@ -82,6 +82,14 @@ class BlockSpec:
             raise OfaError(f"block {value!r}: {error}") from None
 
 
+def takes_bits(path: str) -> bool:
+    """Tell whether a layer at this path in a block has the block's bits; squeeze-and-excitation has none.
+
+    The few weights of a gate decide over whole channels.
+    """
+    return "se" not in path.split(".")
+
+
 def padding(spec: BlockSpec) -> tuple[int, int]:
     """Return the rows of zeros before and after those of a pad block's input, and columns likewise: what it reads is centred."""
     missing = spec.padded - spec.resolution

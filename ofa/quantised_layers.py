@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import BlockSpec, takes_bits
 from ofa.errors import OfaError
 
 MOST_BITS = 8  # containers in a file have as many
@@ -140,7 +140,7 @@ def _input_step(clip: Tensor, levels: Levels) -> Tensor:
 
 
 def give_bits(block: nn.Module, spec: BlockSpec) -> None:
-    """Let the convolutions of a block round as its spec says; those of squeeze-and-excitation stay as they are.
+    """Let the convolutions of a block round as its spec says.
 
     Raises:
         OfaError: if the block cannot have these bits.
@@ -154,15 +154,10 @@ def give_bits(block: nn.Module, spec: BlockSpec) -> None:
     for path, module in list(block.named_modules()):
         chain = path.split(".")[0] if path.split(".")[0] in CHAINS else ""
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Conv2d) and not is_float(path):
+            if isinstance(child, nn.Conv2d) and takes_bits(path):
                 signed = signs.get(chain, spec.kind not in ENDING_IN_RELU)
                 setattr(module, name, RoundedConv2d(child, *bits, signed=signed))
                 signs[chain] = not isinstance(getattr(module, "act", None), nn.ReLU | nn.ReLU6)
-
-
-def is_float(path: str) -> bool:
-    """Tell whether a layer of a block with bits has none: a gate's few weights decide over whole channels."""
-    return "se" in path.split(".")
 
 
 def has_bits(net: nn.Module) -> bool:
