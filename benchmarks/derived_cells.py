@@ -3,7 +3,7 @@
     python benchmarks/derived_cells.py --data cifar10.tar.xz --found darts=runs/darts --found cdarts=runs/cdarts
     python benchmarks/derived_cells.py --data cifar10.tar.xz --space enas_macro:layers=6,channels=16 --found enas=runs/macro
 
-Every network is trained from scratch with the same settings and seeds; only the architecture differs. A training that was done before
+Every network is trained from scratch with the same settings and seeds; only the architecture differs. What was trained before
 is not repeated. Parameters and multiply-adds stand beside the accuracies: more of them is the simplest way to win.
 """
 
