@@ -5,6 +5,7 @@ Zoph and Le 2017 (arXiv 1611.01578), section 3. Deviation: one controller, which
 
 nas/config.json, nas/metrics.jsonl (a line an update), nas/step_NNNNNN/     as of other searches (search.joint.record)
 nas/best/1/arch.json, ...                                                   the best children, 1 = arch.json of the run
+chain.svg, or cells.svg and genotype.txt, or network.svg                    the best, drawn
 search/trials.jsonl                                                         every child's accuracy (search.journal)
 """
 
@@ -22,12 +23,16 @@ import torch
 from numpy.typing import NDArray
 
 from ofa.artefacts import write_json
+from ofa.cell_space import CellSpace
 from ofa.conv_chain_space import ConvChainSpace
 from ofa.progress import LOG_SECONDS, say
 from ofa.run_dir import DataSource, Run, max_resolution
 from ofa.space import ArchConfig, SearchSpace
 from ofa.training.checkpoint import Checkpoint
 from ofa.training.data import ORIENTED, Preprocessing, load_images, split_validation
+from search.cell_drawing import cells_of
+from search.chain_drawing import chain_of, write_chain
+from search.drawing import write_network
 from search.engine import Engine
 from search.joint.controllers import Controller, Sampled
 from search.joint.controllers.conv import ConvController
@@ -35,12 +40,12 @@ from search.joint.controllers.flat import controller_of
 from search.joint.controllers.policy_gradient import PolicyGradient
 from search.joint.nas_rl_config import NasRlConfig
 from search.joint.objective import Objective, open_objective
-from search.joint.record import SearchError, open_or_create
+from search.joint.record import CHAIN, FOLDER, SearchError, open_or_create, write_found
 from search.joint.stepping import Optimizers, SteppedSearch
 from search.journal import JOURNAL
 from search.scratch import ScratchAccuracy
 
-BEST = "best"  # folder of the best children
+BEST, NETWORK = "best", "network.svg"  # folder of the best children; drawing of what is neither chain nor cells
 KEPT = 5  # of them
 CHILDREN, WEIGHTS = 0x51, 0x52  # what is drawn from the seed and a step
 
@@ -201,7 +206,7 @@ class ScratchSearch(SteppedSearch[Losses]):
 
 def train_commands(run: Run) -> list[str]:
     """Return the commands that train the best children further, as Zoph and Le did: one of them may be the best after all."""
-    folders = sorted((run.path / "nas" / BEST).glob("*"), key=lambda folder: int(folder.name))
+    folders = sorted((run.path / FOLDER / BEST).glob("*"), key=lambda folder: int(folder.name))
     return [
         shlex.join(
             ["ofa", "train", "--arch", str(folder), "--data", run.data.source, "--out", f"{run.path}-trained{folder.name}"]
@@ -235,7 +240,16 @@ def _generator(seed: int, step: int, purpose: int) -> torch.Generator:
 
 
 def _write(run: Run, space: SearchSpace, best: Sequence[Child]) -> None:
-    for place, child in enumerate(best, 1):
-        arch = ArchConfig(space.name, tuple(child["values"]))
-        write_json(run.path / "nas" / BEST / str(place) / "arch.json", space.to_json(arch), sealed=True)
-    write_json(run.path / "arch.json", space.to_json(ArchConfig(space.name, tuple(best[0]["values"]))), sealed=True)
+    """Write the best children, and the very best with a drawing: of its layers, its cells, or else its blocks."""
+    archs = [ArchConfig(space.name, tuple(child["values"])) for child in best]
+    for place, arch in enumerate(archs, 1):
+        write_json(run.path / FOLDER / BEST / str(place) / "arch.json", space.to_json(arch), sealed=True)
+    if isinstance(space, CellSpace):
+        genotype = space.to_genotype(archs[0])
+        write_found(run.path, str(genotype), tuple(cells_of(genotype)), space, archs[0])
+        return
+    if chain_of(space, archs[0]) is not None:
+        write_chain(run.path / CHAIN, space, archs[0])
+    else:
+        write_network(run.path / NETWORK, space.blocks(archs[0]))
+    write_json(run.path / "arch.json", space.to_json(archs[0]), sealed=True)

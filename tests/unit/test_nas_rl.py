@@ -11,6 +11,7 @@ import torch
 from ofa.artefacts import read_jsonl
 from ofa.counts import block_macs
 from ofa.errors import OfaError
+from ofa.genotype import parse_genotype
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from ofa.spaces import get_space
@@ -117,6 +118,7 @@ def test_the_best_children_are_kept_in_their_order(tmp_path):
         assert space.from_json(record).values == tuple(values)
     assert (run.path / "arch.json").read_bytes() == (folders[0] / "arch.json").read_bytes()
     assert [f"best/{place} " in command for place, command in enumerate(train_commands(run), 1)] == [True] * 5
+    assert "layer 1" in (run.path / "chain.svg").read_text()
     best = [line["best_top1"] for line in lines(run)]
     assert best == sorted(best)
     assert best[-1] == max(top1 for top1, _ in trials)
@@ -172,6 +174,12 @@ def test_any_space_of_images_can_be_searched(tmp_path):
     space = Run(run.path).space
     space.from_json(json.loads((run.path / "arch.json").read_text()))
     assert "depth" not in lines(run)[0]
+    assert (run.path / "network.svg").read_text().startswith("<svg")
+    cells = dataclasses.replace(config, space="darts:cells=3,channels=2,resolution=8", children=2)
+    found = search_nas_rl("digits", tmp_path / "cells", config=cells)
+    space = Run(found.path).space
+    arch = space.from_json(json.loads((found.path / "arch.json").read_text()))
+    assert space.from_genotype(parse_genotype((found.path / "genotype.txt").read_text())) == arch
 
 
 def test_costs_are_weighed_against_accuracy(tmp_path, monkeypatch):
