@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ofa.artefacts import write_bytes
 from ofa.formats.nasbench201 import EDGES
-from ofa.genotype import Genotype, Node, RecurrentGenotype
+from ofa.genotype import USUAL_FIRST, Genotype, Node, RecurrentGenotype
 from search.plots import WIDE_CHAR, element
 
 ROW, PAD = 34, 8  # px from one operation to the next; between the rows of two nodes
@@ -55,7 +55,8 @@ def cells_of(genotype: Genotype | RecurrentGenotype) -> list[Cell]:
     """Return the cells of a genotype, as they are drawn."""
     if isinstance(genotype, RecurrentGenotype):
         nodes = tuple((edge,) for edge in genotype.recurrent)
-        return [Cell("Recurrent cell", ("x, h",), nodes, genotype.concat, "mean")]
+        first = "x, h" if genotype.first == USUAL_FIRST else f"{genotype.first} of x, h"
+        return [Cell("Recurrent cell", (first,), nodes, genotype.concat, "mean")]
     inputs = ("c(k-2)", "c(k-1)")  # outputs of the cell before the last one, and of the last one
     return [
         Cell("Normal cell", inputs, genotype.normal, genotype.normal_concat, "concat"),

@@ -33,6 +33,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and largest legal value
     "reward_scale": (1e-9, math.inf),
     "entropy_weight": (0, math.inf),
     "baseline_decay": (0, 1),
+    "initial_baseline": (-math.inf, math.inf),
     "candidates": (1, math.inf),
     "base": (2, 64),
     "children": (1, math.inf),
@@ -68,6 +69,8 @@ class TextConfig:
             if setting.name not in RANGES:
                 continue
             value, whole = getattr(self, setting.name), setting.type == "int"
+            if value is None and "None" in str(setting.type):
+                continue
             least, largest = RANGES[setting.name]
             number = type(value) is int or (type(value) is float and not whole)
             if not number or not math.isfinite(value) or not least <= value <= largest:
