@@ -210,10 +210,12 @@ def init_weights(net: nn.Module) -> None:
     | convolution                     | normal, variance 2 / (kernel area * out channels)       |
     | BatchNorm                       | weight 1, bias 0                                        |
     | last BatchNorm of a residual    | weight 0: every branch starts as nothing                |
-    | linear                          | normal 0.01 with a bias (classifier), else as a 1x1 conv |
+    | linear                          | normal 0.01, bias 0                                     |
+    | linear, no bias, an activation  | as a 1x1 convolution                                    |
 
     Source: He et al. 2015 (fan out, as in MIT's he_fout); Yu et al. 2020 (BigNAS), section 3.1 for the zero weights.
     """
+    followed = {module.linear for module in net.modules() if hasattr(module, "linear") and not isinstance(module.act, nn.Identity)}
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -222,10 +224,11 @@ def init_weights(net: nn.Module) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
-            if module.bias is None:
+            if module in followed and module.bias is None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             else:
                 nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in net.modules():
         # not ResidualConvBN: a ReLU follows its BatchNorm, through which zero would get no gradient
