@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, padding, wiring
+from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, wiring
 from ofa.cell_blocks import (
     BasicBlock,
     Concat,
@@ -29,7 +29,7 @@ from ofa.cell_blocks import (
     Sum,
     Zeros,
 )
-from ofa.layers import ACTIVATIONS, ConvBN, activation, make_shortcut
+from ofa.layers import ACTIVATIONS, ConvBN, ZeroPad, activation, make_shortcut
 from ofa.quantised_layers import give_bits
 from ofa.shuffle_blocks import ShuffleBlock, XceptionBlock
 from ofa.slots import se_channels
@@ -118,7 +118,7 @@ def _avgpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
 
 
 def _pad(spec: BlockSpec, bn_eps: float) -> nn.Module:
-    return nn.ZeroPad2d(2 * padding(spec))
+    return ZeroPad(spec.padded)
 
 
 def _pool(spec: BlockSpec, bn_eps: float) -> nn.Module:

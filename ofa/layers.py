@@ -50,6 +50,18 @@ class ConvBN(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels, eps=bn_eps), act=activation(act)))
 
 
+class ZeroPad(nn.Module):
+    """Zeros around what is read, up to `side` pixels in height and width; one side gets a pixel more where they are odd."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = self.side - x.shape[-1]
+        return F.pad(x, 2 * (missing // 2, missing - missing // 2))
+
+
 class PaddedAvgPool(nn.Module):
     """Average pooling by a stride with zeros around a side that it does not divide; the zeros count (AttentiveNAS)."""
 

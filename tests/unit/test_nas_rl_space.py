@@ -162,7 +162,7 @@ def test_a_space_of_one_network_is_priced_without_tables():
 def test_a_supernet_of_one_network_is_that_network():
     space = get_space(SMALL)
     images = torch.randn(2, 3, 11, 11)
-    for arch in random_points(space, 3, seed=2):
+    for arch in random_points(space, 25, seed=2):  # many: layers padded from different heights to one must not be mixed up
         net = Supernet(space.restrict(arch)).eval()
         torch.testing.assert_close(net.extract(arch)(images), net(images, arch))
 
