@@ -11,8 +11,10 @@ from ofa.formats import enas
 from ofa.formats.nasbench201 import parse_nasbench201
 from ofa.genotype import Genotype, RecurrentGenotype, parse_genotype
 from ofa.genotypes import get_genotype, list_genotypes
+from ofa.recurrent_spaces import cell_of_record, cell_of_text, is_recurrent_arc
 from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
 from ofa.spaces import get_space, list_spaces
+from ofa.tree_genotype import TreeGenotype
 
 CELL_SPACES = ("darts", "nasnet")  # the first that a genotype fits is its space
 
@@ -31,9 +33,9 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
     path = Path(text)
     if str(text) in enas.PUBLISHED and not path.exists():
         return enas.published_arch(str(text), space=space, **numbers)
-    if path.suffix == ".txt" and path.exists() and enas.is_arc(_read_text(path)):
+    if path.suffix == ".txt" and path.exists() and enas.is_arc(_read_text(path)) and not is_recurrent_arc(_read_text(path)):
         return enas.arch_of_arc(enas.parse_arc(_read_text(path)), space=space, **numbers)
-    if str(text).partition(":")[0] in list_spaces() and not path.exists():
+    if str(text).partition(":")[0] in list_spaces() and str(text) not in list_genotypes() and not path.exists():
         return _only_network(str(text), space, numbers)
     if (choices := _of_choice_blocks(path)) is not None:
         from ofa.formats.spos import find_architecture  # which needs torch
@@ -45,7 +47,7 @@ def find_arch(text: str | Path, *, space: str | None = None, **numbers: int) -> 
         edges = [d.name for d in found.dimensions if d.name != "resolution"]
         return found, found.arch(**{name.replace(".", "__"): o for name, o in zip(edges, operations, strict=True)})
     genotype = find_genotype(text)
-    if isinstance(genotype, RecurrentGenotype):
+    if isinstance(genotype, RecurrentGenotype | TreeGenotype):
         raise InvalidArchError(f"{text}: is a recurrent cell, which reads text, not images; train it with: ofa train-text {text}")
     if genotype is not None:
         cells = _cell_space(genotype, space).with_numbers(**numbers)
@@ -64,7 +66,7 @@ def list_networks() -> list[str]:
     return [name for name in list_spaces() if get_space(name).size() == 1]
 
 
-def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
+def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | TreeGenotype | None:
     """Return the cell of a published name, a file of text, or a recurrent arch.json; None where it is another architecture.
 
     Raises:
@@ -76,16 +78,11 @@ def find_genotype(text: str | Path) -> Genotype | RecurrentGenotype | None:
     if not path.exists():
         known = ", ".join([*list_genotypes(), *enas.PUBLISHED, "spos", *list_networks()])
         raise ArtefactError(f"{text}: no such file; expected an arch.json, a text file with a genotype, or one of: {known}")
+    if path.suffix != ".txt" and not arch_file(path).exists() and (path / "genotype.txt").exists():  # a cell of no space
+        path = path / "genotype.txt"
     if path.suffix == ".txt":
-        return parse_genotype(_read_text(path))
-    if not arch_file(path).exists() and (path / "genotype.txt").exists():  # a cell of no space of ours, such as enas_rnn
-        return parse_genotype(_read_text(path / "genotype.txt"))
-    record = read_json(arch_file(path), schema=ARCH_SCHEMA)
-    if record.get("space") == "darts_rnn":
-        from ofa.spaces.darts_rnn import SPACE
-
-        return SPACE.to_genotype(SPACE.from_json(record))
-    return None
+        return cell_of_text(_read_text(path)) or parse_genotype(_read_text(path))
+    return cell_of_record(read_json(arch_file(path), schema=ARCH_SCHEMA))
 
 
 def _only_network(name: str, space: str | None, numbers: Mapping[str, int]) -> tuple[SearchSpace, ArchConfig]:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 @command
 def train_text(
     arch: Annotated[
-        str, typer.Argument(help="darts_rnn_v1, darts_rnn_v2, enas_rnn, or an arch.json or genotype.txt of a search.")
+        str,
+        typer.Argument(
+            help="darts_rnn_v1, darts_rnn_v2, enas_rnn; a search's folder, arch.json or genotype.txt; an arc of ENAS."
+        ),
     ],
     text: Annotated[Path, typer.Option(help="A text file, or a folder with train.txt, valid.txt and test.txt.")],
     out: Annotated[Path, typer.Option(help="Folder to write, e.g. runs/words.")],
@@ -46,15 +49,17 @@ def train_text(
 
     Example: ofa train-text darts_rnn_v2 --text words.txt --features 200 --epochs 20 --out runs/words
 
-    `ofa nas darts --rnn` finds cells; `ofa export runs/words -o out/` writes one step of the model as ONNX.
+    `ofa nas darts --rnn`, `ofa nas enas --space rnn` and `ofa nas nas_rl --space rnn` find cells; `ofa export runs/words -o out/`
+    writes one step of the model as ONNX.
     """
     from ofa.errors import OfaError
     from ofa.find_arch import find_genotype
     from ofa.genotype import RecurrentGenotype
     from ofa.training.language import LanguageConfig, train_language_model
+    from ofa.tree_genotype import TreeGenotype
 
     genotype = find_genotype(arch)
-    if not isinstance(genotype, RecurrentGenotype):
+    if not isinstance(genotype, RecurrentGenotype | TreeGenotype):
         raise OfaError(f"{arch}: is no recurrent cell but one for images; train it with: ofa train --arch {arch}")
     config = LanguageConfig(
         tokens=tokens,

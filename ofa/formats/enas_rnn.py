@@ -17,7 +17,7 @@ from ofa.formats.enas import ArcError
 from ofa.space import ArchConfig
 from ofa.spaces.enas_rnn import EnasRecurrentSpace
 
-PUBLISHED = (0, 0, 0, 1, 1, 2, 1, 2, 0, 2, 0, 5, 1, 1, 0, 6, 1, 8, 1, 8, 1, 8, 1)
+LENGTH = 23
 
 
 def rnn_arch(space: EnasRecurrentSpace, arc: Sequence[int]) -> ArchConfig:
