@@ -215,7 +215,7 @@ def init_weights(net: nn.Module) -> None:
 
     Source: He et al. 2015 (fan out, as in MIT's he_fout); Yu et al. 2020 (BigNAS), section 3.1 for the zero weights.
     """
-    followed = {module.linear for module in net.modules() if hasattr(module, "linear") and not isinstance(module.act, nn.Identity)}
+    followed = {m.linear for m in net.modules() if hasattr(m, "linear") and not isinstance(m.act, nn.Identity)}
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
