@@ -8,7 +8,6 @@ macro space where a layer may read any of those before it, each architecture is 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +28,6 @@ from ofa.space import ArchConfig, SearchSpace
 from search.constraints import Constraints
 from search.prices import most, upper
 from search.rewards import REWARDS, mnasnet_reward
-
-TABULATED = 200_000  # choices of blocks that may be listed, about a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +94,8 @@ def open_objective(space: SearchSpace, reward: str | None, where: Sequence[str],
         return Objective(space, None, (), None)
     if not where:
         raise OfaError(f"reward {reward!r}: needs limits on costs as its targets, e.g. --where 'macs <= 300M'")
-    latency = _open_table(table, space) if table else None
-    tabulated = is_tabulated(space)
+    latency = open_table(table, space) if table else None
+    tabulated = bool(space.slots) and space.is_tabulated
 
     def largest(limit: Limit) -> float:
         return most(_cost_model(space, limit, latency), space)
@@ -116,12 +113,6 @@ def open_objective(space: SearchSpace, reward: str | None, where: Sequence[str],
     facts = [space.name, space.num_classes, reward, [str(limit) for limit in limits], sha256_of(table) if table else None]
     fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
     return Objective(space, reward, limits, fingerprint, latency, models if tabulated else {})
-
-
-def is_tabulated(space: SearchSpace) -> bool:
-    """Tell whether the blocks of a space can be listed, slot by slot, so that a population is priced by looking up."""
-    options = {d.name: len(d.options) for d in space.dimensions}
-    return bool(space.slots) and sum(math.prod(options[name] for name in slot.depends_on) for slot in space.slots) <= TABULATED
 
 
 def _cost_model(space: SearchSpace, limit: Limit, latency: LatencyModel | None) -> CostModel:
@@ -163,7 +154,12 @@ def _bound(model: CostModel, archs: Sequence[ArchConfig]) -> NDArray[np.float64]
     return values
 
 
-def _open_table(path: Path, space: SearchSpace) -> LatencyModel:
+def open_table(path: Path, space: SearchSpace) -> LatencyModel:
+    """Read what prices a device for a space; a table of blocks whatever space it was measured in.
+
+    Raises:
+        OfaError: if the file is missing, damaged, or was measured under other settings than the device has now.
+    """
     what = "a latency table"
     if parse_object(read_bounded(path, what=what, limit=MAX_JSON_BYTES), path, what=what).get("schema") != SCHEMA:
         return open_latency(path, space)  # a predictor, timings by input size, or what is wrong with any other file

@@ -13,7 +13,7 @@ from ofa.errors import OfaError
 from ofa.slots import fixed
 from ofa.space import Dimension, SearchSpace, Slot
 from ofa.spaces import get_space
-from search.joint.objective import is_tabulated, open_objective
+from search.joint.objective import open_objective
 
 SPACE = get_space("mbv3_tiny_image")
 CELLS = get_space("darts:cells=4,channels=4")
@@ -100,8 +100,7 @@ def test_shares_of_the_largest():
 
 def test_spaces_that_cannot_be_tabulated(tmp_path):
     space = Wide()
-    assert not is_tabulated(space)
-    assert is_tabulated(SPACE)
+    assert not space.is_tabulated
     objective = open_objective(space, "mnasnet_hard", ["macs <= 10K"], None)
     archs = [space.smallest, space.largest, space.smallest]
     macs = [3 * 8 * width * 64 * 9 / 8 + 32 for width in (8, 8 * 25, 8)]  # 3x3 on 8 x 8 pixels, and the classifier
