@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ofa.errors import OfaError
 from ofa.training.text_config import TextConfig
 
 
@@ -11,14 +12,24 @@ from ofa.training.text_config import TextConfig
 class NasRlRnnConfig(TextConfig):
     """Settings, written to nas/config.json; a resumed search must be given the same.
 
-    Size, epochs and learning rate of the controller are those of Zoph and Le 2016 (arXiv 1611.01578), section 4.2, for Penn
-    Treebank; how a child is trained is as for other language models of ours.
+    Leaves, children, their epochs, reward and learning rate of the controller are those of Zoph and Le 2016 (arXiv 1611.01578),
+    section 4.2, for Penn Treebank; how a child is trained is as for other language models of ours.
     """
 
     base: int = 8  # leaves of the tree
     epochs: int = 35  # of a child
     children: int = 15_000  # in all
-    batch_children: int = 8  # whose rewards a step of the controller averages
+    batch_children: int = 8  # whose rewards an update of the controller averages
     controller_lr: float = 5e-4  # of Adam
     reward_scale: float = 80.0  # c of the reward c / perplexity^2 of the validation text
-    baseline_decay: float = 0.95  # of the mean of previous rewards
+    baseline_decay: float = 0.95  # of the mean of previous rewards, an update
+
+    def __post_init__(self) -> None:
+        TextConfig.__post_init__(self)  # a class with slots is made anew, which super() without arguments does not know
+        if self.children % self.batch_children:
+            raise OfaError(f"children is {self.children}, expected a multiple of batch_children, {self.batch_children}")
+
+    @property
+    def updates(self) -> int:
+        """Steps of the controller."""
+        return self.children // self.batch_children
