@@ -31,11 +31,12 @@ class EdgeHistory:
         return max(enumerate(last), key=lambda pair: pair[1])
 
 
-def draw_edge(edge: EdgeHistory, operations: Sequence[str], most: float) -> Markup:
+def draw_edge(edge: EdgeHistory, operations: Sequence[str], most: float, *, whole: str = "cell") -> Markup:
     """Draw the heat map of an edge.
 
     Args:
         most: probability that has the full colour; the same for all edges that are to be compared.
+        whole: what the edge is a part of.
     """
     step = -(-len(edge.epochs) // MOST_COLUMNS)
     shown = sorted({*range(0, len(edge.epochs), step), len(edge.epochs) - 1})
@@ -66,6 +67,6 @@ def draw_edge(edge: EdgeHistory, operations: Sequence[str], most: float) -> Mark
     parts.append(element("text", str(edge.epochs[0]), class_="tick", x=LABEL, y=foot))
     parts.append(element("text", str(edge.epochs[-1]), class_="tick", x=width, y=foot, text_anchor="end"))
     best, p = edge.best
-    end = f"; it is {words(edge.derived)} in the cell" if edge.derived else "; it is not in the cell"
+    end = f"; it is {words(edge.derived)} in the {whole}" if edge.derived else f"; it is not in the {whole}"
     label = f"{edge.name}: {words(operations[best])} is most probable after epoch {edge.epochs[-1]} with {p:.2f}{end}"
     return image(label, width, height, *parts, class_="alphas")

@@ -39,7 +39,7 @@ class ShownCell:
 def show_cells(run: Run) -> dict[str, Any] | None:
     """Return what the section shows; None if the run holds no search by gradients."""
     record = read_search(run.path)
-    if record is None or record.is_by_controller:
+    if record is None or record.is_by_controller or record.method == "gates":
         return None
     text = record.genotype or (record.decided[-1].genotype if record.decided else "")
     cells = cells_in(text)

@@ -7,7 +7,7 @@ of the run's files; only SHA-256 sums and costs of architectures are computed an
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from search.cells_shown import show_cells
 from search.controller_shown import show_controller
 from search.evidence import Network, read_exports
 from search.fronts import MOST_NAMED, chosen_labels, front, history_curves, measured, threads, written
+from search.gates_shown import show_gates
 from search.next_steps import can_export, imported_from, instead_of_export, is_search_alone, next_commands, round_command
 from search.past_records import Menu, Search
 from search.past_searches import best_of, comparable, read_menus, read_old_searches, read_searches
@@ -53,6 +54,7 @@ PAGE = Path(__file__).parent / "page"  # templates, one a section
 SECTIONS = {
     "cells": "Cells that were found",
     "controller": "What was found",
+    "gates": "What was found",
     "networks": "Chosen networks",
     "precisions": "int8 and fp16 against fp32",
     "speed": "Speed and memory",
@@ -66,7 +68,7 @@ SECTIONS = {
     "provenance": "Where this comes from",
 }
 OF_EXPORTS = ("precisions", "speed", "cards")  # sections that are left out before the first export
-OF_NAS = ("cells", "controller", "provenance")  # those of a search by gradients or a controller, before more is done with its run
+OF_NAS = ("cells", "controller", "gates", "provenance")  # of a search of weights and architecture, before more is done with it
 BAND = 0.10  # share around the diagonal within which a predicted latency counts as good
 CONTROLS = dict.fromkeys((*range(9), *range(11, 32), 127), "\ufffd")  # what no HTML may hold, all but tab and newline
 MOST_OPEN = 4  # networks or searches that are shown in full at once; of more, each opens on its own
@@ -129,18 +131,19 @@ def _content(run: Run) -> dict[str, Any]:
     config = read_json(training, schema=TRAINING_SCHEMA) if training.exists() else {}
     drawings, drawing_notes = show_architectures(run, networks, tables)
     commands = {**next_commands(run, tables, config), "int8": round_command(run, exports, searches)}
-    cells, controller = show_cells(run), show_controller(run)
+    cells, controller, gates = show_cells(run), show_controller(run), show_gates(run)
     latencies = {key for network in networks for key in network.predicted if key.startswith("latency@")}
     return {
         "run": run,
         "section_titles": _sections(
             exports=bool(exports),
-            cells=bool(cells),
-            controller=bool(controller),
+            joint={"cells": bool(cells), "controller": bool(controller), "gates": bool(gates)},
             alone=not (networks or searches or training.exists()),
         ),
         "cells": cells,
         "controller": controller,
+        "gates": gates,
+        "joint": cells or controller or gates,
         "data_name": (Path(run.data.source).name or run.data.source) if run.has_images else "",
         "imported": imported_from(run),
         "commands": commands,
@@ -186,10 +189,14 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _sections(*, exports: bool, cells: bool, controller: bool, alone: bool) -> dict[str, str]:
-    """Return the sections that a run has something for, or a command; `alone`: it holds such a search and nothing else."""
-    left_out = (() if exports else OF_EXPORTS) + (() if cells else ("cells",)) + (() if controller else ("controller",))
-    kept = OF_NAS if (cells or controller) and alone else tuple(SECTIONS)
+def _sections(*, exports: bool, joint: Mapping[str, bool], alone: bool) -> dict[str, str]:
+    """Return the sections that a run has something for, or a command.
+
+    Args:
+        joint: section of a search of weights and architecture -> whether there was one; `alone`: and nothing else.
+    """
+    left_out = (() if exports else OF_EXPORTS) + tuple(name for name, is_there in joint.items() if not is_there)
+    kept = OF_NAS if any(joint.values()) and alone else tuple(SECTIONS)
     return {name: title for name, title in SECTIONS.items() if name in kept and name not in left_out}
 
 

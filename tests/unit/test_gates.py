@@ -31,6 +31,7 @@ from search.joint.gates_config import GatesConfig
 from search.joint.open_choices import open_choices
 from search.joint.proxyless import search_gates
 from search.joint.record import SearchError, read_search
+from search.report import write_report
 
 MOBILE = MobileNetSpace(
     name="mobile",
@@ -46,6 +47,7 @@ MOBILE = MobileNetSpace(
     num_classes=3,
 )
 SHUFFLE = "shufflenet:resolution=8,stem=cifar,channels=4,blocks=1"
+SHUFFLE_OPTIONS = ("shuffle3", "shuffle5", "shuffle7", "xception")
 FIX = ("resolution=8", "*.depth=2")
 TINY = {
     "space": SHUFFLE,
@@ -463,6 +465,32 @@ def test_refusals(tmp_path, settings, message):
     with pytest.raises(OfaError, match=message):
         search(tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_report_shows_probabilities(whole):
+    page = write_report(whole).read_text()
+    assert "Found by gates (ProxylessNAS), after 3 of 3 epochs" in page
+    assert "block4.choice" in page
+    last = list(read_jsonl(whole / "nas" / "alphas.jsonl"))[-1]["probabilities"]["block0.choice"]
+    assert f"<strong>{SHUFFLE_OPTIONS[int(np.argmax(last))]} {max(last):.3f}</strong>" in page
+
+
+def test_the_command(cli, tmp_path):
+    options = ("--space", SHUFFLE, "--data", "digits", "--epochs", "2", "--warmup-epochs", "0", "--batch-size", "8")
+    few = ("--max-images", "60", "--train-portion", "0.5", "--alpha-lr", "0.05", "--alpha-every", "1")
+    done = cli("nas", "spos", "--decide", "gates", "--out", tmp_path / "run", *options, *few)
+    assert done.returncode == 0, done.stderr
+    assert "next, from scratch: ofa train --arch" in done.stderr
+    assert find_arch(tmp_path / "run")[0].name == SHUFFLE
+    for wrong, message in (
+        (("--decide", "gates", "--population", "3"), "--population 3: --decide gates has no evolution"),
+        (("--decide", "reinforce", "--target-ms", "3"), "--target-ms 3.0: --decide reinforce"),
+        (("--alpha-lr", "3"), "--alpha-lr 3.0: the evolution decides, not gates"),
+    ):
+        refused = cli("nas", "spos", *wrong, "--data", "digits", "--out", tmp_path / "other")
+        assert refused.returncode == 1
+        assert message in refused.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_other_settings_do_not_go_on(whole):
