@@ -94,7 +94,8 @@ def run_with_activations(
 ) -> Iterator[tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
     """Yield (images, activations by name), a part of a batch at a time."""
     model = onnx.load_from_string(content)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    there = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
     device = get_device(REFERENCE_DEVICE)
     session = ort.InferenceSession(model.SerializeToString(), session_options(device), providers=[device.provider])
     count = 1

@@ -15,11 +15,11 @@ from torch import nn
 
 from deploy.comparison import compare
 from deploy.device import get_device
-from deploy.emit import emit, short_names
+from deploy.emit import emit, layers_of_bits, short_names
 from deploy.fold import fold
 from deploy.pack import GOLDEN_IMAGES, ExportedModel, Source, metadata, pack, preprocessing
 from deploy.parity import REFERENCE_DEVICE
-from deploy.rounding import MAX_DROP, Format, TrainedRun, describe, round_network
+from deploy.rounding import MAX_DROP, Format, TrainedRun, describe, describe_bits, round_network
 from deploy.runtimes import open_session
 from ofa.artefacts import ArtefactError, format_json, read_json
 from ofa.block_spec import Blocks, BlockSpec
@@ -49,7 +49,7 @@ def export_subnet(
         source: a search's best/ folder, or an arch.json.
         out: folder to write.
         run: the run that holds the weights; None = the run directory that `source` lies in.
-        precision: fp32, fp16, int8 or a16w8 (deploy.precision).
+        precision: fp32, fp16, int8 or a16w8 (deploy.precision), of all layers that have no bits of their own.
         opset: None = 17, or 21 where the precision needs it.
         layers: pattern of layers' names, such as "*.depthwise" -> precision; "fp32" leaves them in float.
         max_drop: top-1 on validation images that rounding may cost; while it costs more, layers are left in float.
@@ -110,7 +110,10 @@ def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> Exp
         opset=how.opset,
         metadata=metadata(source, how.precision),
     )
-    if rounded.scales is not None:
+    own = layers_of_bits(blocks)
+    if own:
+        say(describe_bits(own, how.precision))
+    if rounded.scales is not None or own:
         content = short_names(content)
     reference, quantisation = content, None
     if how.precision != "fp32":
@@ -126,7 +129,7 @@ def _export(trained: TrainedRun, arch_path: Path, out: Path, how: Format) -> Exp
         source,
         reference=reference,
         precision=how.precision,
-        layers=rounded.layers,
+        layers={**own, **rounded.layers},
         quantisation=quantisation,
         files={"arch.json": format_json(run.space.to_json(arch), sealed=True)},
     )

@@ -33,7 +33,11 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     run: Annotated[Path | None, typer.Option(help="Run that holds the weights; default: the one that SOURCE lies in.")] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16 (half the file), int8 (a quarter) or a16w8 (for accelerators that have it).")
+        str,
+        typer.Option(
+            help="fp32, fp16 (half the file), int8 (a quarter) or a16w8 (for accelerators that have it). Blocks that an "
+            "architecture gives bits of their own keep those in any."
+        ),
     ] = "fp32",
     opset: Annotated[
         int | None, typer.Option(help="ONNX operator set, 13 or later; default: 17, which ONNX Runtime reads since 1.12.")

@@ -1,5 +1,8 @@
 """Limits on a network, as users write them: "latency@pi4 <= 12ms", "params <= 1.5M", "size@int8 <= 1MiB", "top1 >= 0.97".
 
+"bitops" are multiply-adds times the bits of both factors, of layers with bits of their own (ofa.counts); K, M and G are powers of
+1000.
+
 After @ stands the device of a latency or an energy, or the precision of a memory or a size. "accuracy" is another word for top1.
 A search also takes a share of what the largest network costs: "macs <= 60%".
 """
@@ -21,6 +24,7 @@ UNITS: dict[str, dict[str, float]] = {
     "latency": _TIMES,  # milliseconds
     "macs": _COUNTS,
     "params": _COUNTS,
+    "bitops": _COUNTS,
     "top1": {"": 1.0, "%": 0.01},
     "memory": _BYTES,
     "size": _BYTES,
@@ -141,7 +145,7 @@ def _readable(quantity: str, value: float) -> list[str]:
     if quantity in ON_DEVICE:
         small, usual, large = UNITS[quantity]
         return [small if value < 0.1 else usual if value < 1e3 else large]
-    if quantity in ("macs", "params"):
+    if quantity in ("macs", "params", "bitops"):
         return ["G" if value >= 1e9 else "M" if value >= 1e6 else "K"]
     if value < 1e3:
         return ["B"]

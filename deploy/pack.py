@@ -22,11 +22,13 @@ from deploy.bundle import MODEL_SCHEMA, write_bundle
 from deploy.card import render_card
 from deploy.device import get_device
 from deploy.integrity import require_self_contained
-from deploy.parity import REFERENCE_DEVICE, TOLERANCE, parity_error, random_images, relative_error
+from deploy.parity import REFERENCE_DEVICE, TOLERANCE, random_images, relative_error
 from deploy.precision import grid_of
+from deploy.rounded_parity import file_parity_error
 from deploy.runtimes import Session, first_line, open_session
 from ofa.artefacts import format_json
 from ofa.errors import OfaError
+from ofa.quantised_layers import has_bits
 from ofa.run_dir import host_facts, versions
 from ofa.space import ArchConfig
 from ofa.training.data import Preprocessing
@@ -53,7 +55,7 @@ class ExportedModel:
     precision: str
     sha256: str
     size_bytes: int
-    parity_error: float  # of the network in fp32: largest |difference| from PyTorch over largest |logit|
+    parity_error: float  # of the network in fp32: largest |difference| from PyTorch over largest |logit| (deploy.rounded_parity)
     deviation: float  # of this file from PyTorch in fp32, likewise, on its golden images
     quantisation: dict[str, Any] | None  # None: fp32
     run: Path | None  # whose weights it holds
@@ -113,7 +115,7 @@ def pack(
         out: folder to write.
         content: the file that ships.
         source: the network that it holds.
-        reference: the same network in fp32, by the same door; `content` itself where that is fp32.
+        reference: the same network in fp32, but for layers with bits of their own, by the same door; `content` where it is that.
         layers: layer -> precision, where it is another than the file's.
         quantisation: what leaving fp32 cost, for model.json.
         files: further files of the bundle, by name.
@@ -123,9 +125,8 @@ def pack(
     """
     out, resolution = Path(out), int(source.preprocess["resolution"])
     model = check_file(content, out / "model.onnx")
-    reference_session = open_session(reference, get_device(REFERENCE_DEVICE))
-    session = reference_session if reference is content else open_session(content, get_device(REFERENCE_DEVICE))
-    error = parity_error(source.net, reference_session, resolution)
+    session = open_session(content, get_device(REFERENCE_DEVICE))
+    error = file_parity_error(source.net, reference, resolution)
     if not error <= TOLERANCE:
         raise ParityError(
             f"ONNX Runtime differs from PyTorch by {error:.1e} of the largest logit, expected at most {TOLERANCE:.0e}; "
@@ -207,7 +208,7 @@ def _golden(source: Source, session: Session, precision: str) -> tuple[bytes, fl
     """Return golden.npz, and how far the file is from the PyTorch network on its images."""
     images = preprocessed(source.examples, source.preprocess)
     expected, found = source.net(images).numpy(), session.run(images.numpy())
-    integers = grid_of(precision) is not None
+    integers = grid_of(precision) is not None or has_bits(source.net)
     deviation = relative_error(found, expected)
     tolerance = max(GOLDEN_TOLERANCE["integers"], deviation) if integers else GOLDEN_TOLERANCE[precision]
     arrays = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from deploy.calibration import activation_ranges
 from deploy.comparison import Comparison
-from deploy.emit import choose_opset, layer_names
+from deploy.emit import choose_opset, layer_names, layers_of_bits
 from deploy.finetune import finetune_quantised
 from deploy.graphs import Scales, Weights
 from deploy.precision import PrecisionError, grid_of
@@ -87,6 +88,16 @@ def round_network(
     trained: TrainedRun, blocks: Mapping[str, BlockSpec], weights: Weights, resolution: int, how: Format
 ) -> Rounded:
     """Choose how to round a network, and train it so where that was asked for."""
+    own = layers_of_bits(blocks)
+    if own and how.finetune_epochs:
+        raise PrecisionError(
+            f"finetune {how.finetune_epochs}: {len(own)} layers have bits of their own and were trained with them; "
+            "train further with: ofa specialize"
+        )
+    if own and how.precision == "fp16":
+        raise PrecisionError(
+            f"fp16: {len(own)} layers have bits of their own, and their integers stand beside fp32 or int8; choose one"
+        )
     if how.precision == "fp16":
         _require_in_fp16(blocks, weights, trained.inputs(resolution, num_images=FP16_IMAGES))
     if grid_of(how.precision) is None:
@@ -143,6 +154,12 @@ def describe(precision: str, cost: Comparison, layers: Mapping[str, str], *, spl
         f"(lost {100 * cost.drop:.2f} points, 95% CI {100 * cost.drop_interval[0]:.2f} to {100 * cost.drop_interval[1]:.2f}), "
         f"the same class on {cost.agreement:.1%}" + (f"; in float: {', '.join(floats)}" if floats else "")
     )
+
+
+def describe_bits(layers: Mapping[str, str], precision: str) -> str:
+    """Say which bits layers have of their own, by layer -> precision, and what the others have."""
+    counts = ", ".join(f"{number} in {bits}" for bits, number in sorted(Counter(layers.values()).items()))
+    return f"{len(layers)} layers in the bits that they were trained with: {counts}; the others in {precision}"
 
 
 def _matching(patterns: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:

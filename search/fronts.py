@@ -214,7 +214,7 @@ def _cost_axis(key: str, candidates: Sequence[Candidate]) -> ParallelAxis:
     quantity, _, where = key.partition("@")
     values = np.array([candidate.costs.get(key, np.nan) for candidate in candidates], dtype=np.float64)
     scale, unit = unit_of(key, float(np.nanmax(values)))
-    name = {"macs": "MACs", "params": "parameters"}.get(quantity, quantity)
+    name = {"macs": "MACs", "params": "parameters", "bitops": "BitOPs"}.get(quantity, quantity)
     title = (f"{name}, {unit}", where) if where else (name, unit)
     return number_axis(title, (values * scale).tolist(), digits)
 

@@ -69,6 +69,13 @@ def upper(model: CostModel, population: Population) -> NDArray[np.float64]:
     return np.nan_to_num(model.predict(population), nan=np.inf, posinf=np.inf)
 
 
+def counted(space: SearchSpace) -> tuple[str, ...]:
+    """Return the quantities that are counted block by block in a space."""
+    if not space.slots:
+        return ()
+    return ("macs", "params", "bitops") if any(spec.weight_bits for spec in space.all_blocks) else ("macs", "params")
+
+
 def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = None, *, asked: str = "") -> CostModel:
     """Return what prices a limit's quantity in a run.
 
@@ -81,12 +88,14 @@ def cost_model(run: Run, limit: Limit, known: Mapping[str, CostModel] | None = N
     asked = asked or f"limit {str(limit)!r}"
     if known and limit.key in known:
         return known[limit.key]
-    if not run.space.slots and limit.quantity in ("macs", "params", "memory", "size"):
+    if not run.space.slots and limit.quantity in ("macs", "params", "bitops", "memory", "size"):
         raise OfaError(
             f"{asked}: {run.space.name} is known by its choices alone, its {limit.quantity} cannot be counted; "
             "give a table of accuracies that has a column of them"
         )
-    if limit.quantity in ("macs", "params"):
+    if limit.quantity == "bitops" and "bitops" not in counted(run.space):
+        raise OfaError(f"{asked}: no block of {run.space.name} has bits of its own; leave the limit out")
+    if limit.quantity in ("macs", "params", "bitops"):
         return CountCost(limit.quantity, run.space)
     if limit.quantity == "memory":
         return MemoryCost(run.space, limit.precision or "fp32")

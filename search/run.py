@@ -26,7 +26,7 @@ from search.menu import InfeasibleTarget, save_menu
 from search.modes import Plan, spend
 from search.objectives import Objective, parse_objectives
 from search.outcome import Outcome, make_result
-from search.prices import cost_model
+from search.prices import cost_model, counted
 from search.problem import Problem
 from search.result import SearchResult
 from search.rewards import REWARDS
@@ -290,8 +290,8 @@ def _problems(
 
 
 def _reported_costs(run: Run, known: Mapping[str, CostModel], problems: Iterable[Problem]) -> dict[str, CostModel]:
-    """MACs, parameters, what a table of accuracies knows, and the latency on every device that the run has a table of."""
-    costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in ("macs", "params") if run.space.slots}
+    """Counts, what a table of accuracies knows, and the latency on every device that the run has a table of."""
+    costs: dict[str, CostModel] = {name: CountCost(name, run.space) for name in counted(run.space)}
     costs |= dict(known)
     for path in sorted((run.path / "latency").glob("*.json")):
         try:

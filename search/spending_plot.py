@@ -81,7 +81,7 @@ def _sum_of_blocks(run: Run, key: str, tables: Mapping[str, LatencyModel]) -> Ad
         OfaError: if it is none, or its table is not there; as the end of a sentence.
     """
     quantity, _, where = key.partition("@")
-    if quantity in ("macs", "params"):
+    if quantity in ("macs", "params", "bitops"):
         return CountCost(quantity, run.space)
     if quantity == "size":
         return SizeCost(run.space, where or "fp32")

@@ -72,7 +72,7 @@ def unit_of(key: str, largest: float) -> tuple[float, str]:
     quantity = key.partition("@")[0]
     if quantity in ("latency", "energy"):
         return 1.0, "ms" if quantity == "latency" else "mJ"
-    if quantity in ("macs", "params"):
+    if quantity in ("macs", "params", "bitops"):
         return (1e-6, "M") if largest >= 1e6 else (1e-3, "K")
     if quantity in ("memory", "size"):
         return (2.0**-20, "MiB") if largest >= 2**20 else (2.0**-10, "KiB")
@@ -82,7 +82,8 @@ def unit_of(key: str, largest: float) -> tuple[float, str]:
 def cost_name(key: str) -> str:
     """Name a cost for people: "latency@pi4" becomes "Latency on pi4"."""
     quantity, _, where = key.partition("@")
-    name = {"macs": "Multiply-adds (MACs)", "params": "Parameters", "size": "File size"}.get(quantity, quantity.capitalize())
+    names = {"macs": "Multiply-adds (MACs)", "params": "Parameters", "bitops": "Bit operations (BitOPs)", "size": "File size"}
+    name = names.get(quantity, quantity.capitalize())
     return name + (f" on {where}" if quantity in ON_DEVICE and where else f" ({where})" if where else "")
 
 
