@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SHARED = ("epochs", "batch_size", "lr", "controller_steps", "controller_lr", "candidates", "seed")  # settings of every search
 OF_IMAGES = ("depth", "channels", "resolution", "samples", "train_portion", "max_images")
 OF_TEXT = ("tokens", "max_vocabulary", "features", "bptt")
-IMAGES_ALONE = ("data", "variant", *(name for name in OF_IMAGES if name != "samples"), "reward", "where", "table", "flip")
+IMAGES_ALONE = ("data", *(name for name in OF_IMAGES if name != "samples"), "reward", "where", "table", "flip")
 
 
 def enas(
@@ -135,7 +135,7 @@ def enas(
 def _search_text(text: Path | None, out: Path, given: dict[str, Any], *, resume: bool, device: str) -> None:
     from ofa.text_cli import scaled
     from search.joint.enas_rnn import search_enas_recurrent
-    from search.joint.enas_rnn_config import EnasRnnConfig
+    from search.joint.enas_rnn_config import EnasRnnConfig, configure_rnn
 
     path = needed(text, "--space rnn needs a text: --text FILE")
     settings = some(given, (*SHARED, *OF_TEXT))
@@ -143,7 +143,11 @@ def _search_text(text: Path | None, out: Path, given: dict[str, Any], *, resume:
         settings["controller_samples"] = given["samples"]
     if "dropout" in given:
         settings["dropouts"] = scaled(EnasRnnConfig().dropouts, given["dropout"])
-    print(search_enas_recurrent(path, out, config=EnasRnnConfig(**settings), resume=resume, device=device))
+    print(
+        search_enas_recurrent(
+            path, out, config=configure_rnn(given.get("variant", "paper"), **settings), resume=resume, device=device
+        )
+    )
 
 
 def _show(run: Run) -> None:
@@ -153,14 +157,13 @@ def _show(run: Run) -> None:
     from search.joint.record import ARC, CHAIN, DRAWING, FOLDER, train_command
 
     print((run.path / ARC).read_text().strip())
-    drawings = [run.path / name for name in (DRAWING, CHAIN) if (run.path / name).exists()]
-    drawn = "".join(f", drawn in {path}" for path in drawings)
-    say(f"architecture: {run.path / 'arch.json'}{drawn}; ranking: {run.path / FOLDER / CANDIDATES}")
+    drawing = CHAIN if run.space_name.startswith("enas_macro") else DRAWING
+    say(f"architecture: {run.path / 'arch.json'}, drawn in {run.path / drawing}; ranking: {run.path / FOLDER / CANDIDATES}")
     say(
         "Accuracies of the search are those with shared weights: this architecture must be trained anew. Compare it with random "
         "ones that are trained alike; in comparisons by others, ENAS' controller was hardly better."
     )
-    if run.space_name.startswith("enas_macro"):
+    if drawing == CHAIN:
         say("A network of more layers needs a search of more: ENAS' published one has 24 (--depth 24).")
     say(f"next: {train_command(run)}")
     say(f"      ofa report {shlex.quote(str(run.path))}")

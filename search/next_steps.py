@@ -29,7 +29,7 @@ def next_commands(run: Run, tables: Iterable[LatencyModel], config: Mapping[str,
     """Return the commands that make what a run lacks, with limits that can be met."""
     where = shlex.quote(str(run.path))
     search = f"ofa search {where}"
-    if run.space.slots:  # of a space of choices alone no cost can be told
+    if run.space.slots and run.space.is_tabulated:  # of a space of choices alone no cost can be told
         some = run.space.sample(np.random.default_rng(0), 500)
         limit = Limit("macs", None, float(np.median(CountCost("macs", run.space).predict(some))))
         for table in tables:

@@ -13,24 +13,24 @@ from search.plots import curves_plot
 CURVES = {"baseline": "random", "best_reward": "smallest", "reward": "largest"}  # name in metrics.jsonl -> CSS class, last on top
 
 
-def reward_plot(records: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Plot the rewards of an epoch each, or of a step each where a search has no epochs.
+def reward_plot(records: Sequence[Mapping[str, Any]], *, x_title: str = "Epoch") -> Markup | None:
+    """Plot rewards over the lines of metrics.jsonl.
 
     Args:
-        records: lines of metrics.jsonl; `reward` is the mean of those architectures that were rewarded.
+        records: the lines; `reward` is the mean of those architectures that were rewarded.
+        x_title: what a line is of.
     Returns:
         The plot; None if no line has a reward.
     """
-    x_name = "epoch" if any("epoch" in record for record in records) else "step"
-    lines = [(style, points(records, name, x_name=x_name)) for name, style in CURVES.items()]
+    lines = [(style, points(records, name)) for name, style in CURVES.items()]
     if not lines[-1][1]:
         return None
-    return curves_plot([line for line in lines if line[1]], y_title="Reward", x_title=x_name.capitalize())
+    return curves_plot([line for line in lines if line[1]], y_title="Reward", x_title=x_title)
 
 
-def points(records: Sequence[Mapping[str, Any]], name: str, *, x_name: str = "epoch") -> list[tuple[float, float]]:
+def points(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     """Return (epoch, value) of the lines that have such a number."""
-    return [(float(r[x_name]), float(r[name])) for r in records if is_number(r.get(name)) and is_number(r.get(x_name))]
+    return [(float(r["epoch"]), float(r[name])) for r in records if is_number(r.get(name)) and is_number(r.get("epoch"))]
 
 
 def is_number(value: object) -> bool:

@@ -22,13 +22,14 @@ from ofa.space import ArchConfig, SearchSpace
 from ofa.training.distributed import join
 from ofa.training.evaluation import evaluate
 from search.cell_drawing import cells_of
+from search.chain_drawing import write_chain
 from search.joint.alternating import AlternatingSearch
 from search.joint.candidates import Candidate, write_candidates
 from search.joint.enas_config import EnasConfig
 from search.joint.enas_space import ChildSpace
 from search.joint.images import open_images
 from search.joint.objective import Objective, open_objective
-from search.joint.record import ARC, SearchError, open_or_create, write_found
+from search.joint.record import ARC, CHAIN, SearchError, open_or_create, write_found
 
 
 def search_enas(
@@ -113,4 +114,5 @@ def _write(run: Run, space: SearchSpace, arc: str, arch: ArchConfig) -> None:
         genotype = space.to_genotype(arch)
         write_found(run.path, str(genotype), tuple(cells_of(genotype)), space, arch)
     else:
+        write_chain(run.path / CHAIN, space, arch)
         write_json(run.path / "arch.json", space.to_json(arch), sealed=True)
