@@ -112,7 +112,9 @@ def spos(
         list[str] | None,
         typer.Option(help='Gates: choices that are not searched, e.g. "resolution=32" or "*.depth=4"; repeat for more.'),
     ] = None,
-    warmup_epochs: Annotated[int | None, typer.Option(help="Gates: of the epochs, before the alphas learn; default 40.")] = None,
+    warmup_epochs: Annotated[
+        int | None, typer.Option(help="Gates: of the epochs, before the alphas learn; default a quarter.")
+    ] = None,
     alpha_lr: Annotated[
         float | None, typer.Option(help="Gates: learning rate of the alphas; default 0.001, for few steps 0.01 and more.")
     ] = None,

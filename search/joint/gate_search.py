@@ -81,7 +81,7 @@ class GateSearch(SteppedSearch[Losses]):
     def one_step(self) -> Losses:
         """One step of the weights and, every few, one of the alphas."""
         loss = self.weight_step()
-        if self.epoch < self.config.warmup_epochs or (self.step + 1) % self.config.alpha_every:
+        if self.epoch < self.config.waits or (self.step + 1) % self.config.alpha_every:
             return loss, None
         return loss, self.gate_step() if self.config.update == "gradient" else self.reward_step()
 

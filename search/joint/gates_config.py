@@ -41,7 +41,7 @@ class GatesConfig:
     fix: tuple[str, ...] = ()  # "PATTERN=OPTION": choices that are not searched
     update: str = "gradient"  # of the alphas: through two paths, or reinforce with a reward
     epochs: int = 160
-    warmup_epochs: int = 40  # of them, before the alphas learn
+    warmup_epochs: int | None = None  # of them, before the alphas learn; None = a quarter, as published
     batch_size: int = 256  # images a step, of the weights and of the alphas alike
     lr: float = 0.025  # SGD with Nesterov momentum 0.9, falling to 0 in half a cosine
     weight_decay: float = 4e-5  # of convolutions and linear layers
@@ -62,10 +62,15 @@ class GatesConfig:
             if getattr(self, name) not in known:
                 raise OfaError(f"{name} is {getattr(self, name)!r}, expected one of: {', '.join(known)}")
         check_numbers(self, RANGES)
-        if self.warmup_epochs >= self.epochs:
+        if self.waits >= self.epochs:
             raise OfaError(
                 f"warmup_epochs is {self.warmup_epochs}, but the search has {self.epochs} epochs; alphas would never learn"
             )
+
+    @property
+    def waits(self) -> int:
+        """Epochs before the alphas learn."""
+        return self.epochs // 4 if self.warmup_epochs is None else self.warmup_epochs
 
     def learning_rate(self, done: float) -> float:
         """Return the rate of the weights when a share of all steps is done."""
