@@ -208,12 +208,14 @@ def init_weights(net: nn.Module) -> None:
     | layer                           | law                                                     |
     |---------------------------------|---------------------------------------------------------|
     | convolution                     | normal, variance 2 / (kernel area * out channels)       |
+    | convolution of a choice block   | normal, deviation 1 / input channels                    |
     | BatchNorm                       | weight 1, bias 0                                        |
     | last BatchNorm of a residual    | weight 0: every branch starts as nothing                |
     | linear                          | normal 0.01, bias 0                                     |
     | linear, no bias, an activation  | as a 1x1 convolution                                    |
 
-    Source: He et al. 2015 (fan out, as in MIT's he_fout); Yu et al. 2020 (BigNAS), section 3.1 for the zero weights.
+    Source: He et al. 2015 (fan out, as in MIT's he_fout); Yu et al. 2020 (BigNAS), section 3.1 for the zero weights. Choice blocks
+    as in the release of Guo et al. 2020: before BatchNorm small weights learn faster, which those that few steps draw need.
     """
     followed = {m.linear for m in net.modules() if hasattr(m, "linear") and not isinstance(m.act, nn.Identity)}
     for module in net.modules():
@@ -236,3 +238,7 @@ def init_weights(net: nn.Module) -> None:
             nn.init.zeros_(module.project.bn.weight)
         elif isinstance(module, Bottleneck) and module.shortcut is not None:
             nn.init.zeros_(module.expand.bn.weight)
+        elif isinstance(module, ShuffleBlock | XceptionBlock):
+            for layer in module.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.normal_(layer.weight, std=1 / layer.weight.shape[1])
