@@ -214,8 +214,8 @@ def init_weights(net: nn.Module) -> None:
     | linear                          | normal 0.01, bias 0                                     |
     | linear, no bias, an activation  | as a 1x1 convolution                                    |
 
-    Source: He et al. 2015 (fan out, as in MIT's he_fout); Yu et al. 2020 (BigNAS), section 3.1 for the zero weights. Choice blocks
-    as in the release of Guo et al. 2020: before BatchNorm small weights learn faster, which those that few steps draw need.
+    Source: He et al. 2015 (fan out, as in MIT's he_fout); Yu et al. 2020 (BigNAS), section 3.1 for the zero weights; the release
+    of Guo et al. 2020 for choice blocks: before BatchNorm small weights learn faster, which those that few steps draw need.
     """
     followed = {m.linear for m in net.modules() if hasattr(m, "linear") and not isinstance(m.act, nn.Identity)}
     for module in net.modules():
