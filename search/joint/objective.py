@@ -26,7 +26,7 @@ from ofa.artefacts import MAX_JSON_BYTES, parse_object, read_bounded, sha256_of
 from ofa.errors import OfaError
 from ofa.space import ArchConfig, SearchSpace
 from search.constraints import Constraints
-from search.prices import most, upper
+from search.prices import counted, most, upper
 from search.rewards import REWARDS, mnasnet_reward
 
 
@@ -119,9 +119,11 @@ def _cost_model(space: SearchSpace, limit: Limit, latency: LatencyModel | None) 
     """Return what prices a limit's quantity.
 
     Raises:
-        OfaError: for a device that the table is not of.
+        OfaError: for a device that the table is not of, or bits that no block has.
     """
-    if limit.quantity in ("macs", "params"):
+    if limit.quantity == "bitops" and "bitops" not in counted(space):
+        raise OfaError(f"limit {str(limit)!r}: no block of {space.name} has bits of its own; leave the limit out")
+    if limit.quantity in ("macs", "params", "bitops"):
         return CountCost(limit.quantity, space)
     if limit.quantity == "memory":
         return MemoryCost(space, limit.precision or "fp32")

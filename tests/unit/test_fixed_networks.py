@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+from deploy.device import get_device
+from deploy.emit import emit
+from deploy.fold import fold
+from deploy.parity import relative_error
+from deploy.runtimes import open_session
 from latency.cost import CountCost
 from ofa.errors import OfaError
 from ofa.find_arch import find_arch, list_networks
@@ -10,6 +15,7 @@ from ofa.run_dir import Run
 from ofa.space import InvalidArchError
 from ofa.spaces import get_space
 from ofa.supernet import Supernet
+from ofa.training.calibration import calibrate
 
 # Parameters and MACs at 224 px, to the digits that were published: torchvision's counts for the first four (tests/parity compares
 # with its networks); MnasNet-A1 and ProxylessNAS by their papers (tables 1 and 4) and by the counts that public
@@ -65,8 +71,23 @@ def test_another_input_size(name):
     images = torch.randn(2, 3, 33, 33)
     with torch.no_grad():
         logits = net(images, space.largest)
-        assert torch.equal(net.extract(space.largest)(images), logits)
+        alone = net.extract(space.largest)
+        assert torch.equal(alone(images), logits)
+    assert CountCost("params", space)(space.largest) == sum(p.numel() for p in alone.parameters())
     assert logits.shape == (2, 7)
+
+
+def test_the_emitted_file_computes_the_same():
+    """MnasNet-A1, whose squeeze-and-excitation has a width of its own; the other kinds of block are in tests/parity."""
+    space = get_space("mnasnet_a1:resolution=32", num_classes=7)
+    torch.manual_seed(0)
+    net = Supernet(space).extract(space.largest)
+    calibrate(net, [torch.randn(16, 3, 32, 32)])
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(images).numpy()
+    found = open_session(emit(space.blocks(space.largest), fold(net)), get_device("ort_cpu_1t")).run(images.numpy())
+    assert relative_error(found, expected) < 1e-5
 
 
 def test_numbers_that_it_does_not_have():

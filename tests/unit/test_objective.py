@@ -98,6 +98,14 @@ def test_shares_of_the_largest():
         open_objective(Wide(), "mnasnet_hard", ["macs <= 50%"], None)
 
 
+def test_bit_operations():
+    space = get_space("shufflenet_bits:resolution=8,stem=cifar,channels=4,blocks=1")
+    objective = open_objective(space, "mnasnet_hard", ["bitops <= 10M"], None)
+    archs = [space.smallest, space.largest]
+    expected = [CountCost("bitops", space)(arch) for arch in archs]
+    assert objective.costs(archs)[:, 0].tolist() == expected
+
+
 def test_spaces_that_cannot_be_tabulated(tmp_path):
     space = Wide()
     assert not space.is_tabulated
@@ -149,6 +157,7 @@ def test_fingerprint_holds_all_that_counts(tmp_path):
         ("mnasnet_soft", ["macs <= 3M"], True, "no limit reads it"),
         ("mnasnet_soft", ["macs <= 3M", "macs <= 4M"], False, "macs is limited 2 times"),
         ("mnasnet_soft", ["energy@pi4 <= 3mJ"], True, "holds no energy"),
+        ("mnasnet_soft", ["bitops <= 3M"], False, "no block of mbv3_tiny_image has bits of its own"),
     ],
 )
 def test_refusals(tmp_path, reward, where, has_table, message):
