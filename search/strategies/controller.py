@@ -42,8 +42,8 @@ class ControllerSearch(PolicySearch):
         batch: int = 200,
         start: Population | None = None,
         repair: Repair | None = None,
-        learning_rate: float = 0.01,
-        entropy_bonus: float = 0.01,
+        learning_rate: float = 0.03,
+        entropy_bonus: float = 0.1,
         decay: float = 0.9,
         minibatch: int = 10,
         size: int = 64,
@@ -83,6 +83,8 @@ class ControllerSearch(PolicySearch):
 
     def learn(self, population: Population, advantage: NDArray[np.float64]) -> None:
         self._drawn = self._drawn[:0]
+        if (self.space.num_options == 1).all():  # there is nothing to learn
+            return
         scored = self.controller(tokens=torch.from_numpy(population.astype(np.int64)))
         self._gradient.step(scored, torch.from_numpy(advantage))
 

@@ -84,13 +84,15 @@ class PolicyGradient:
         Returns:
             loss, baseline (that rewards were compared with), entropy, reward and skips: means over the sequences.
         Raises:
-            OfaError: for rewards of another number, or that are not finite.
+            OfaError: for rewards of another number, or that are not finite, and for sequences without gradients.
         """
         rewards = rewards.detach().to(sampled.log_prob)
         if rewards.shape != sampled.log_prob.shape or not rewards.isfinite().all():
             raise OfaError(
                 f"rewards {tuple(rewards.shape)}: {rewards.tolist()[:4]}, expected {len(sampled.tokens)} finite numbers"
             )
+        if not sampled.log_prob.requires_grad:
+            raise OfaError("sequences have no gradients, expected ones drawn or scored outside of torch.no_grad")
         gained = rewards
         if self._entropy_in == "reward":
             gained = gained + self._entropy_weight * sampled.entropy.detach()

@@ -62,7 +62,7 @@ class RecurrentController(Controller):
                 distance = torch.arange(node, 0, -1, dtype=output.dtype, device=output.device)  # of node 0 the largest
                 logits = self._bounded(self.attention(keys, output)) - distance**2 / PRIOR_SCALE
                 source = sequences.choose(2 * node - 1, logits)
-                inputs = pick(anchors, source) / (NEAREST + node - source)[:, None]
+                inputs = pick(anchors, source) / (NEAREST + distance[source])[:, None]
             else:
                 inputs = start
             anchors.append(output)
