@@ -125,7 +125,9 @@ def read_blocks(fields: Mapping[str, Any], path: Path) -> dict[str, BlockSpec]:
             raise ArtefactError(f"{path}: {name!r}: {error}; the file is damaged") from None
         known = spec.kind in KINDS and spec.act in ACTIVATIONS and spec.shortcut in SHORTCUTS
         sizes = (spec.in_channels, spec.out_channels, spec.resolution, spec.kernel_size, spec.stride, spec.num_inputs)
-        if not known or not all(0 < size <= MOST for size in sizes) or not 0 <= spec.hidden_channels <= MOST:
+        besides = (spec.hidden_channels, spec.kernel_width, spec.padded, spec.squeezed, spec.weight_bits, spec.activation_bits)
+        fits = all(0 < size <= MOST for size in sizes) and all(0 <= size <= MOST for size in besides)
+        if not known or not fits or (spec.kind == "pad" and spec.padded < spec.resolution):
             raise ArtefactError(f"{path}: {name!r} is no block that can be built ({spec}); the file is damaged")
     wired = Blocks(blocks, reads) if reads else blocks
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,9 +16,11 @@ from deploy.emit import emit
 from deploy.export import export_subnet
 from deploy.fold import fold
 from deploy.footprint import network_peak
+from deploy.model_record import read_blocks
 from deploy.parity import parity_error
 from deploy.runtimes import open_session
 from latency.cost import CountCost, MemoryCost, SizeCost
+from ofa.artefacts import ArtefactError
 from ofa.block_spec import BlockSpec
 from ofa.blocks import build_network
 from ofa.counts import block_macs, block_params
@@ -195,6 +198,22 @@ def test_names_of_spaces_are_found_again():
     assert get_space(space.name) == space
     assert get_space("nas_rl_cnn:layers=15").name == "nas_rl_cnn"
     assert dataclasses.replace(space, num_classes=3).name == space.name
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"kind": "pad", "padded": 7},
+        {"kind": "pad", "padded": 10**9},
+        {"kind": "conv", "kernel_width": -3},
+        {"kind": "conv", "kernel_width": 10**9},
+    ],
+)
+def test_records_of_blocks_that_cannot_be_built_are_refused(damaged):
+    fields = BlockSpec("conv", 8, 8, 8).to_dict()
+    read_blocks({"block": fields | {"kind": "pad", "padded": 9}}, Path("model.json"))
+    with pytest.raises(ArtefactError, match="no block that can be built"):
+        read_blocks({"block": fields | damaged}, Path("model.json"))
 
 
 def test_an_architecture_is_trained_and_exported_like_any_other(tmp_path):
