@@ -213,7 +213,7 @@ def import_(
     path: Annotated[
         Path, typer.Argument(help="Checkpoint (.pth, .pt, .safetensors), or JSON of an architecture (.json, net.config).")
     ],
-    format: Annotated[str, typer.Option(help="mit_ofa (once-for-all), attentive_nas (also AlphaNet) or torchvision.")],
+    format: Annotated[str, typer.Option(help="mit_ofa (once-for-all), attentive_nas (also AlphaNet), spos or torchvision.")],
     out: Annotated[Path, typer.Option(help="Run directory to write; for an architecture a folder or .json file.")],
     space: Annotated[str | None, typer.Option(help="Space that it belongs to; default: the published one that it fits.")] = None,
     data: Annotated[

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from ofa.artefacts import MAX_JSON_BYTES, ArtefactError, parse_object, read_bounded, sha256_of, write_json
-from ofa.formats import attentive_nas, mit_ofa, torchvision
+from ofa.formats import attentive_nas, mit_ofa, spos, torchvision
 from ofa.formats.published import FormatError
 from ofa.run_dir import DataSource, Run, max_resolution
 from ofa.space import ARCH_SCHEMA, ArchConfig, InvalidArchError, SearchSpace
@@ -16,7 +16,12 @@ from ofa.spaces import get_space
 from ofa.training.checkpoint import save_weights
 from ofa.training.data import ORIENTED, Preprocessing, load_images
 
-FORMATS: dict[str, ModuleType] = {"mit_ofa": mit_ofa, "attentive_nas": attentive_nas, "torchvision": torchvision}
+FORMATS: dict[str, ModuleType] = {
+    "mit_ofa": mit_ofa,
+    "attentive_nas": attentive_nas,
+    "spos": spos,
+    "torchvision": torchvision,
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what all of them normalise with
 Channels = tuple[float, float, float]
 VALIDATION_FRACTION, SEED = 0.1, 0  # as in training

@@ -24,7 +24,7 @@ from ofa.space import ArchConfig, SearchSpace
 from ofa.spaces import get_space
 from ofa.supernet import Supernet
 
-SPACES = ("shufflenet", "shufflenet_channels")
+SPACES = ("shufflenet",)  # with scales of widths: shufflenet_channels, which has to be asked for
 NORMALISATION = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # mean and deviation of pixels in [0, 1]
 NAME = "spos"
 PUBLISHED = (
@@ -86,7 +86,7 @@ def load_supernet(source: Source, space: SearchSpace | str = "shufflenet") -> Su
     state = _read(source)
     space = get_space(space) if isinstance(space, str) else space
     if not any(name.endswith(".choice") for name in space.column):
-        raise FormatError(f"{space.name}: not a space of Single Path One-Shot's family; known: {', '.join(SPACES)}")
+        raise FormatError(f"{space.name}: not a space of Single Path One-Shot's family, such as {SPACES[0]}")
     net = Supernet(space.with_num_classes(len(state[CLASSIFIER])))
     load_original(net, state)
     return net.eval()
