@@ -142,9 +142,10 @@ def spread_networks(space: SearchSpace, rng: np.random.Generator, n: int) -> Pop
     blended = np.where(rng.random(drawn.shape) < pull, np.where(to_large, extremes[1], extremes[0]), drawn).astype(drawn.dtype)
     pool = np.unique(space.canonical(np.concatenate([extremes, drawn, blended])), axis=0)
     if len(pool) < n:
+        plural = "" if len(pool) == 1 else "s"
         raise OfaError(
-            f"{space.name} holds {len(pool)} network{'' if len(pool) == 1 else 's'} here, fewer than the {n} that are timed to calibrate "
-            "a table; so few are timed as files: ofa export, which does it, or ofa bench"
+            f"{space.name} holds {len(pool)} network{plural} here, fewer than the {n} that are timed to calibrate a table; "
+            "so few are timed as files: ofa export does it, or ofa bench"
         )
     cost = macs(space, pool).astype(float)
     order = np.argsort(cost, kind="stable")
