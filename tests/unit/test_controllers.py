@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ofa.errors import OfaError
-from ofa.space import Dimension
 from ofa.formats.enas import PUBLISHED, parse_arc
+from ofa.space import Dimension
 from ofa.spaces import get_space
 from search.choice_space import ChoiceSpace
 from search.joint.controllers import check_tokens
