@@ -22,7 +22,7 @@ FORMATS: dict[str, ModuleType] = {
     "spos": spos,
     "torchvision": torchvision,
 }
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what all of them normalise with
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what those without a NORMALISATION have
 Channels = tuple[float, float, float]
 VALIDATION_FRACTION, SEED = 0.1, 0  # as in training
 
