@@ -62,7 +62,7 @@ def search_enas(
         OfaError: for a bad argument, unreadable data, an existing search (without `resume`), or a loss that is not finite.
     """
     config, out = config or EnasConfig(), Path(out)
-    ChildSpace.of(config, 10)  # refuses sizes before images are loaded
+    open_objective(ChildSpace.of(config, 10).whole, reward, where, table)  # refuses sizes and limits before images are loaded
     with join(device) as world:
         if world.size > 1:
             raise SearchError(f"{world.size} processes were started, but this search runs in one; leave out torchrun")
