@@ -169,7 +169,7 @@ def to_arch(space: SearchSpace, config: Mapping[str, Any], *, resolution: int | 
             values[f"{block}.scale"] = pick(space, f"{block}.scale", scale)
         elif scale != 1:
             raise FormatError(
-                f"architecture: scale {scale!r} of {block}, but {space.name} has no scales; see shufflenet_channels"
+                f"architecture: scale {scale!r} of {block}, but {space.name} has no scales: --space shufflenet_channels"
             )
         if f"{block}.bits" in space.column:
             values[f"{block}.bits"] = pick(space, f"{block}.bits", None)
