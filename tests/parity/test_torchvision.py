@@ -82,9 +82,7 @@ def test_import_makes_a_run_of_the_one_network(tmp_path):
 
 def test_what_does_not_fit(tmp_path):
     state = made("mobilenet_v3_small").state_dict()
-    with pytest.raises(
-        FormatError, match=r"they are of \d+ layers, expected \d+; they are of mobilenet_v3_small"
-    ):
+    with pytest.raises(FormatError, match=r"they are of \d+ layers, expected \d+; they are of mobilenet_v3_small"):
         load_supernet(state, "mobilenet_v3_large")
     with pytest.raises(FormatError, match="is the weights of none"):
         detect_space(torchvision.models.squeezenet1_1().state_dict())
