@@ -100,6 +100,19 @@ def test_micro_cells_are_drawn_and_goes_on_where_it_was(cli, tmp_path):
     assert genotype.replace("'", "&#39;") in html
 
 
+def test_networks_that_were_trained_one_by_one_have_such_a_report_too(cli, tmp_path):
+    small = ["--layers", 4, "--least-layers", 2, "--resolution", 8, "--children", 2, "--batch", 1, "--child-epochs", 1]
+    some = ["--last-epochs", 1, "--max-images", 200]
+    done = cli("nas", "nas_rl", "--space", "cnn", "--data", "digits", "--out", tmp_path / "x", *small, *some, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    html = write_report(tmp_path / "x").read_text()
+    assert "trained from scratch, after 2 of 2 updates. Rewarded was accuracy, to the power of 3." in html
+    assert 'aria-label="Reward over update"' in html
+    assert "train the best few longer" in html
+    assert html.count("ofa train --arch") == len(list((tmp_path / "x" / "nas" / "best").iterdir()))
+    assert 'aria-label="layer 1: ' in html
+
+
 def test_recurrent_cells(cli, tmp_path):
     words = " ".join(str(i * i % 7) for i in range(3_000))
     (tmp_path / "words.txt").write_text("\n".join(words[i : i + 60] for i in range(0, len(words), 60)))
