@@ -60,8 +60,8 @@ def search(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="aging_evolution, coarse_to_fine, controller, evolution, local, nsga2, random, reinforce or spos; numbers of its "
-            "own may follow (spos:population=50,generations=20); default: evolution, or nsga2 with several objectives."
+            help="aging_evolution, coarse_to_fine, controller, evolution, local, nsga2, random, reinforce or spos; its own "
+            "numbers may follow (spos:population=50,generations=20); default: evolution, or nsga2 with several objectives."
         ),
     ] = None,
     predictor: Annotated[
