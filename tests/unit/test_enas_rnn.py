@@ -443,3 +443,14 @@ def test_any_point_trains_and_exports(text, tmp_path_factory, seed):
     assert find_genotype(folder / "model") == genotype
     assert export_language_model(folder / "model", folder / "export").parity_error <= TOLERANCE
     assert loose_ends(genotype.recurrent) == genotype.concat
+
+
+def test_command_searches_and_goes_on(cli, text, tmp_path):
+    small = ["--features", 8, "--epochs", 1, "--batch-size", 4, "--bptt", 10, "--controller-steps", 2, "--candidates", 2]
+    command = ["nas", "enas", "--space", "rnn", "--text", text, "--out", tmp_path / "run", *small, "--dropout", 0.1]
+    done = cli(*command, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert parse_genotype(done.stdout) == find_genotype(tmp_path / "run")
+    assert "ofa train-text" in done.stderr
+    again = cli(*command, "--resume", "auto", env={"OMP_NUM_THREADS": "1"})
+    assert again.stdout == done.stdout

@@ -244,3 +244,12 @@ def test_tokens_of_the_controller_are_choices_of_the_space():
     assert list(search.controller.options) == SPACE.num_options.tolist()
     arch = SPACE.decode(search.controller(1).tokens.numpy().astype(np.int16))[0]
     assert isinstance(SPACE.check(arch), ArchConfig)
+
+
+def test_command_searches(cli, text, tmp_path):
+    small = ["--base", 2, "--features", 6, "--child-epochs", 1, "--batch-size", 4, "--bptt", 10, "--children", 4, "--batch", 2]
+    command = ["nas", "nas_rl", "--space", "rnn", "--text", text, "--out", tmp_path / "run", *small, "--dropout", 0.1]
+    done = cli(*command, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert parse_tree(done.stdout) == find_genotype(tmp_path / "run")
+    assert "ofa train-text" in done.stderr
