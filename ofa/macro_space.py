@@ -6,8 +6,10 @@ thirds of the layers everything that later layers may read is halved in resoluti
 1802.03268), section 2.3, and its code: ReLU before and BatchNorm after every convolution, a 1x1 convolution before every
 operation.
 
-The network of shared weights differs, as released: skips are added, then normalised (`join=add`), and channels do not grow
-(`growth=1`). Released final networks have full convolutions in place of separable ones (`separable=no`).
+Networks of shared weights differ. The released one adds skips, then normalises (`join=add`), and its channels do not grow
+(`growth=1`). With `join=conv` the 1x1 convolution takes everything that could be skipped to, with zeros for what is not: so
+that each has weights of its own there, where shared weights of `join=concat` would go by its place among those that are skipped
+to. Released final networks have full convolutions in place of separable ones (`separable=no`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ OPERATIONS = {  # -> kind of block, kernel size
     "conv_3x3": ("relu_conv", 3),
     "conv_5x5": ("relu_conv", 5),
 }
-WORDS = {"join": ("concat", "add"), "separable": ("yes", "no")}
+WORDS = {"join": ("concat", "add", "conv"), "separable": ("yes", "no")}
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class MacroSpace(SearchSpace):
             return (inner, *(output for output, bit in zip(outputs_then, bits, strict=True) if bit))
 
         outputs_then = outputs[:-1]
+        if self.join == "conv":
+            return [*slots, *_all_mixed(f"layer{layer}", inner, outputs_then, skips, channels, resolution, waiting)]
         join, last = (_stacked, _mixed) if self.join == "concat" else (_added, _normalised)
         size = channels, resolution
         return [
@@ -158,6 +162,25 @@ class MacroSpace(SearchSpace):
         kind, kernel_size = OPERATIONS[operation]
         full = kind == "relu_sep" and self.separable == "no"
         return spec_of("relu_conv" if full else kind, channels, channels, resolution, kernel_size=kernel_size)
+
+
+def _all_mixed(
+    name: str, inner: str, outputs: list[str], skips: tuple[str, ...], channels: int, resolution: int, waiting: int
+) -> list[Slot]:
+    """What mixes a layer's result with all outputs that it may skip to, zeros instead of those that it does not."""
+    width = (1 + len(outputs)) * channels
+    zeros = spec_of("zeros", channels, channels, resolution)
+    stacked, mixed = spec_of("concat", width, width, resolution), spec_of("relu_conv", width, channels, resolution)
+
+    def reads(*bits: Value) -> tuple[str, ...]:
+        return (inner, *(output if bit else f"{name}_nothing" for output, bit in zip(outputs, bits, strict=True)))
+
+    waiting += channels * resolution**2
+    return [
+        Slot(f"{name}_nothing", (), lambda: zeros, reads=_always(inner), waiting=waiting),
+        Slot(f"{name}_join", (), lambda: stacked, reads=reads, reads_on=skips, waiting=waiting),
+        Slot(name, (), lambda: mixed, waiting=waiting),
+    ]
 
 
 def _stacked(channels: int, resolution: int, *bits: int) -> BlockSpec:

@@ -124,8 +124,8 @@ def configure(space: str, variant: str = "paper", **settings: Any) -> EnasConfig
     "release" is what the published code does where "paper" is what it says, or means:
 
     - the controller has 64 units instead of 100; in the macro space its penalty and its entropy are others (MacroController);
-    - the macro network of shared weights adds skips and keeps its channels, instead of stacking skips, mixing them by a
-      convolution and doubling the channels where the resolution halves;
+    - the macro network of shared weights adds skips and keeps its channels, instead of stacking skips and doubling the channels
+      where the resolution halves, as the network does that is trained in the end;
     - gradients of the weights are not clipped: it computes clipped ones, and applies the others;
     - weights that a step does not use decay and move by their momentum, instead of staying as they are;
     - rewards are measured with dropout;

@@ -43,7 +43,8 @@ class ChildSpace:
             return cls(whole.with_numbers(cells=config.depth, channels=config.channels, join="conv"), whole)
         whole = whole.with_numbers(layers=config.depth)
         shared = whole.with_numbers(channels=config.channels)
-        return cls(shared.with_numbers(join="add", growth=1) if config.variant == "release" else shared, whole)
+        released = config.variant == "release"
+        return cls(shared.with_numbers(join="add", growth=1) if released else shared.with_numbers(join="conv"), whole)
 
     def shared_arch(self, tokens: Tensor) -> ArchConfig:
         """Return an architecture of the network of shared weights; `tokens`: (length,)."""

@@ -112,9 +112,9 @@ def test_published_numbers_are_the_defaults():
     assert micro == EnasConfig()
 
 
-def test_the_networks_of_shared_weights_are_the_released_ones():
+def test_which_networks_share_weights():
     assert ChildSpace.of(configure("micro"), 10).shared.name == "enas_micro:cells=8,channels=20,join=conv"
-    assert ChildSpace.of(configure("macro"), 10).shared.name == "enas_macro"
+    assert ChildSpace.of(configure("macro"), 10).shared.name == "enas_macro:join=conv"
     release = ChildSpace.of(configure("macro", "release"), 10)
     assert (release.shared.name, release.whole.name) == ("enas_macro:growth=1,join=add", "enas_macro")
 
@@ -324,6 +324,26 @@ def test_children_of_an_epoch_are_drawn_once_without_gradients(tmp_path):
     first = seen._children
     seen.weight_step(1, 0)
     assert not torch.equal(first[1], seen._children[1])
+
+
+def test_a_macro_child_is_the_network_to_be_trained_with_those_of_the_weights_that_it_uses():
+    """Zeros stand for what is not skipped to; a convolution of the rest alone says the same."""
+    spaces, tokens = ChildSpace.of(tiny(channels=4), 10), parse_arc("4 1 1 0 0 1 2 1 0 1")
+    final = spaces.whole.with_numbers(channels=4)
+    child = Supernet(spaces.shared).extract(macro_arch(spaces.shared, tokens))
+    net = Supernet(final).extract(macro_arch(final, tokens))
+    weights = child.state_dict()
+    for layer, bits in ((1, (1,)), (2, (0, 1)), (3, (1, 0, 1))):
+        parts = weights[f"layer{layer}.conv.weight"].chunk(1 + layer, 1)  # of the operation, the stem, layer 0, ...
+        kept = [parts[0], *(part for part, bit in zip(parts[1:], bits, strict=True) if bit)]
+        weights[f"layer{layer}.conv.weight"] = torch.cat(kept, 1)
+    net.load_state_dict(weights)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net(x), child(x), rtol=1e-4, atol=1e-5)  # sums in another order
+
+
+def test_a_search_of_as_many_layers_as_the_published_network_has():
+    assert len(Supernet(ChildSpace.of(tiny(depth=24), 10).shared, device="meta").layers) > 24 * 7
 
 
 # -- steps of the controller -------------------------------------------------------------------------------------------
