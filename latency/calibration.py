@@ -76,6 +76,11 @@ class Calibration:
         coefficients, *_ = np.linalg.lstsq(relative, np.ones(len(design)), rcond=None)
         return cls(*coefficients.tolist())
 
+    @classmethod
+    def of_one(cls, alone_ms: float, measured_ms: float) -> Calibration:
+        """Fit what a single network allows: one factor, of what it measured over the sum of its blocks' times, both above 0."""
+        return cls(per_ms=measured_ms / alone_ms)
+
     def predict(self, design: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predict networks from the columns that `fit` takes, (n,) ms."""
         return design @ np.array([self.per_ms, self.per_block_ms, self.per_mmac_ms]) + self.offset_ms

@@ -133,7 +133,7 @@ def profile(
         if format is None:
             raise OfaError("--import needs --format mit_ofa, ultra96 or csv")
         profiling.require_foreign_name(str(as_))
-        tables = [import_timings(import_, format, opened.whole_space, str(as_))]
+        tables = [import_timings(import_, format, profiling.profiled_space(opened), str(as_))]
         tables[0].save(opened.latency_path(str(as_)))
         _describe(opened, tables[0])
     else:
@@ -232,9 +232,10 @@ def _plan(run: Run, device: str, path: Path, config: Any, precision: str | None,
 
 def _check(run: Run, table: Path, json: bool) -> None:
     from latency.freshness import StaleTableError, check_table
+    from latency.profile import profiled_space
     from ofa.progress import say
 
-    found = check_table(table, run.whole_space)
+    found = check_table(table, profiled_space(run))
     for then, now in found.networks:
         say(f"  {then:8.4g} ms then, {now:8.4g} ms now ({now / then - 1:+.1%})")
     say(f"{table}: {found}" + ("; its times were put right" if found.verdict == "rescaled" else ""))
@@ -250,12 +251,17 @@ def _describe(run: Run, table: LatencyModel) -> None:
 
     what = f"{len(table.entries)} blocks" if isinstance(table, LatencyTable) else "a predictor fitted to whole networks"
     say(f"{run.latency_path(table.device)}: {what}")
-    if table.error is None:
+    if isinstance(table, LatencyTable) and table.is_of_one:
+        measured_ms, factor = table.provenance["networks"][0]["measured_ms"], table.calibration.per_ms
+        say(f"the network takes {measured_ms:.4g} ms, {factor:.3g} of the sum of its blocks' times alone")
+        say(f"error not known: {table.provenance['no_error']}; predictions come without an interval")
+    elif table.error is None:
         say("its origin states no error; predictions come without an interval")
         return
-    say(f"error on networks it was not fitted to: {table.error}")
-    say(f"a line fitted to MACs alone:            {table.macs_error}")
-    say(f"nine networks in ten measure within {table.margin:.1%} of a prediction; limits are held by that margin")
+    else:
+        say(f"error on networks it was not fitted to: {table.error}")
+        say(f"a line fitted to MACs alone:            {table.macs_error}")
+        say(f"nine networks in ten measure within {table.margin:.1%} of a prediction; limits are held by that margin")
     if isinstance(table, LatencyTable):
         noisy, faults, drift = (table.provenance.get(name) or 0 for name in ("noisy_blocks", "clock_faults", "drift"))
         if noisy > 0.1 * len(table.entries):

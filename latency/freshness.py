@@ -96,19 +96,22 @@ class Freshness:
 def check_table(path: Path, space: SearchSpace) -> Freshness:
     """Time an anchor and five networks of a table again and say whether it holds; one that is off by a factor is rescaled.
 
+    A table of one network has but that one to time again, which tells a factor and never a spread.
+
     Raises:
         OfaError: if the table was not measured on this machine.
     """
     table = LatencyTable.load(path, space)
     known = table.provenance.get("networks") or []
-    if not is_of_this_machine(table) or len(known) < NETWORKS or "device" not in table.provenance:
+    least = 1 if table.is_of_one else NETWORKS
+    if not is_of_this_machine(table) or len(known) < least or "device" not in table.provenance:
         raise OfaError(f"{path}: was not measured on this machine, so it cannot be checked here; measure there with a new plan")
     require_usable(table, path)
     device = make_device(table.provenance["device"], path)
     for warning in agent.warnings(device.model_dump(), agent.conditions()):
         say(f"warning: {warning}")
     by_time = sorted(known, key=lambda network: float(network["measured_ms"]))
-    chosen = [by_time[i] for i in np.linspace(0, len(by_time) - 1, NETWORKS).round().astype(int)]
+    chosen = [by_time[i] for i in np.linspace(0, len(by_time) - 1, min(NETWORKS, len(known))).round().astype(int)]
     then = np.array([network["measured_ms"] for network in chosen])
     now = time_again(space, device, [network["arch"] for network in chosen], clock=table.provenance.get("clock"))
     found = judge(then, now)

@@ -40,6 +40,12 @@ class Networks:
         held_out[np.linspace(1, len(networks) - 2, num_held_out).round().astype(int)] = True
         return cls(networks[~held_out], networks[held_out])
 
+    @classmethod
+    def only(cls, space: SearchSpace) -> Networks:
+        """Return the network of a space that holds one: fitted to, and the anchor; nothing is left to judge a fit by."""
+        network = space.encode([space.largest])
+        return cls(network, network[:0])
+
 
 def make_plan(space: SearchSpace, device: DeviceSpec, blocks: Sequence[BlockSpec], networks: Networks, *, seed: int = 0) -> Plan:
     """Write the graphs to time and say what they are.

@@ -62,7 +62,7 @@ def profile_device(
 ) -> LatencyTable:
     """Measure the latency table of a run's space on a device and save it in the run.
 
-    A run of one network gets the table of the whole space that it is of: a single network has no line to calibrate.
+    What is measured is `profiled_space`: where it holds one network, the table is that network's and states no error.
 
     Args:
         run: run directory.
@@ -81,7 +81,7 @@ def profile_device(
     remote = parse_remote(device, python=python)
     if remote is not None:
         require_foreign_name(remote.name)
-        plan = plan_space(run.whole_space, agent_device(settings, precision), config)
+        plan = plan_space(profiled_space(run), agent_device(settings, precision), config)
         results = run.path / "latency" / "results" / f"{remote.name}.json"
         measure_there(remote, plan, results, budget_s=config.budget_s, rounds=config.rounds, fresh=fresh)
         return merge_results(run, results, remote.name, command=f"ofa profile {run.path} --device {device}")
@@ -89,11 +89,31 @@ def profile_device(
     for warning in agent.warnings(spec.model_dump(), agent.conditions()):
         say(f"warning: {warning}")
     journal = run.path / "latency" / f"{spec.name}.journal.jsonl"
-    known = known_blocks(reuse, spec, run.whole_space) if reuse else None
+    space = profiled_space(run)
+    known = known_blocks(reuse, spec, space) if reuse else None
     command = f"ofa profile {run.path} --device {device}" + (f" --precision {precision}" if precision else "") + " --fresh"
-    table = profile_space(run.whole_space, spec, config, journal=journal, known=known, fresh=fresh, command=command)
+    table = profile_space(space, spec, config, journal=journal, known=known, fresh=fresh, command=command)
     table.save(run.latency_path(spec.name))
     return add_energy(run, table, spec)
+
+
+def profiled_space(run: Run) -> SearchSpace:
+    """Return the space that a run's tables are of.
+
+    That is the whole one also for a run of one network, since a single network has no line to calibrate; but the one network,
+    where the whole space has no more or its blocks cannot be listed.
+
+    Raises:
+        OfaError: if the blocks cannot be listed and the run is not of one network.
+    """
+    if run.whole_space.is_tabulated:
+        return run.whole_space
+    if run.space.size() > 1:
+        raise OfaError(
+            f"{run.path}: the blocks of {run.space_name} are too many to time; train one network of it, and profile its run: "
+            "ofa train --arch ARCH"
+        )
+    return run.space
 
 
 def add_energy(run: Run, table: LatencyTable, device: DeviceSpec) -> LatencyTable:
@@ -104,6 +124,9 @@ def add_energy(run: Run, table: LatencyTable, device: DeviceSpec) -> LatencyTabl
         return table
     meter = find_meter(gpu=on_card)
     if meter is None:
+        return table
+    if table.is_of_one:
+        say("energy is not measured: its line from milliseconds to millijoules takes more than one network")
         return table
     try:
         priced = with_energy(table, device, meter)
@@ -142,7 +165,9 @@ def plan_space(
 ) -> agent.Plan:
     """Plan what `config` says: the blocks that no earlier table holds, and networks over the whole range of MACs."""
     rng = np.random.default_rng((config.seed, 0x7AB1E))
-    if networks is None:
+    if networks is None and space.size() == 1:
+        networks = Networks.only(space)
+    elif networks is None:
         networks = Networks.spread(space, rng, config.num_calibration, config.num_validation)
     blocks = reachable_blocks(space, config.resolutions or timed_resolutions(space))
     sides = space.dimensions[space.column["resolution"]].options
@@ -204,7 +229,7 @@ def write_plan(
         OfaError: if the device's runtime is not one that the agent has, or the plan is too large to be sent around.
     """
     run = run if isinstance(run, Run) else Run(run)
-    plan = plan_space(run.whole_space, agent_device(device, precision), config or ProfileConfig())
+    plan = plan_space(profiled_space(run), agent_device(device, precision), config or ProfileConfig())
     data = agent.write_plan(plan)
     if len(data) > agent.SMALL_PLAN_BYTES:
         size = len(data) / 2**20
@@ -229,7 +254,7 @@ def merge_results(run: Run | Path | str, results: Path, name: str, *, command: s
     found = read_results(results)
     device = device_of(found, name, results)
     command = command or f"ofa profile {run.path} --plan plan.zip, measure it there again, and --merge its results --as {name}"
-    table = fit_table(run.whole_space, found, device=device.name, measured_by="agent", command=command)
+    table = fit_table(profiled_space(run), found, device=device.name, measured_by="agent", command=command)
     table.save(run.latency_path(device.name))
     return table
 

@@ -23,6 +23,7 @@ from ofa.space import SearchSpace
 
 MIN_LINKS = 5
 MIN_FITTED = 5  # networks; a calibration has four coefficients
+ONE_NETWORK = "one network was timed and the table fitted to it, so nothing is left to tell the error by"
 Name = Annotated[str, Field(max_length=40)]
 Text = Annotated[str, AfterValidator(lambda text: "".join(c for c in agent.first_line(text) if c.isprintable()))]
 
@@ -146,6 +147,8 @@ def fit_table(
 ) -> LatencyTable:
     """Make a table: calibrate block times on whole networks, and judge it on others.
 
+    Of a space of one network the table has a single factor, and states no error and no margin: nothing measured tells them.
+
     Args:
         space: the space that was planned for.
         results: what the device measured.
@@ -154,7 +157,7 @@ def fit_table(
         command: what makes this table again.
         known: block times of an earlier table of the device; those measured again tell how the two sessions compare.
     Raises:
-        OfaError: if the results are of another space, or too few networks ran.
+        OfaError: if the results are of another space or network, or too few networks ran.
     """
     if results.plan.space != space.name:
         raise OfaError(f"results are of space {results.plan.space!r}, this run is of {space.name!r}; make a plan of this run")
@@ -166,11 +169,18 @@ def fit_table(
     factor = speed_ratio(known, fresh) if known else 1.0
     entries = {**{spec: ms * factor for spec, ms in (known or {}).items()}, **fresh}
     planned = [item for item in results.plan.items if item.kind == "network" and item.id in results.items]
+    is_one = space.size() == 1
+    if is_one and any(
+        item.arch != space.to_json(space.largest)["values"] for item in results.plan.items if item.kind == "network"
+    ):
+        raise OfaError(f"results are of other networks of {space.name} than the one of this run; make a plan of this run")
     archs = [space.from_values(item.arch or {}) for item in planned]
     fitted = np.array([bool(item.fitted) for item in planned], dtype=bool)
     held_out = ~fitted
-    if fitted.sum() < MIN_FITTED or held_out.sum() < MIN_FITTED:
-        why = next(iter(results.failed.values()), "the plan holds no more")
+    why = next(iter(results.failed.values()), "the plan holds no more")
+    if is_one and not archs:
+        raise OfaError(f"the network itself did not run, so its table cannot be fitted ({why})")
+    if not is_one and (fitted.sum() < MIN_FITTED or held_out.sum() < MIN_FITTED):
         raise OfaError(
             f"{fitted.sum()} networks to fit a table on and {held_out.sum()} to judge it by did run, "
             f"at least {MIN_FITTED} of each are needed ({why})"
@@ -186,21 +196,14 @@ def fit_table(
     population = space.encode(archs)
     bare.predict(population)  # says what is missing, if anything is
     design = network_design(bare, population)
-    calibration = Calibration.fit(design[fitted], measured[fitted])
-    predicted = calibration.predict(design)
-    macs = design * [0, 0, 1]
-    from_macs = Calibration.fit(macs[fitted], measured[fitted]).predict(macs)
     return LatencyTable(
         space=space,
         device=device,
         entries=entries,
-        calibration=calibration,
-        margin=interval_margin(leave_one_out_residuals(design[fitted], measured[fitted])),
-        error=FitError.of(predicted[held_out], measured[held_out]),
-        macs_error=FitError.of(from_macs[held_out], measured[held_out]),
-        validation=tuple(zip(predicted[held_out].tolist(), measured[held_out].tolist(), strict=True)),
+        **(_fit_one(design[0, 0], measured[0]) if is_one else _fit_and_judge(design, measured, fitted)),
         failed=failed,
         provenance={
+            **({"no_error": ONE_NETWORK} if is_one else {}),
             "measured_by": measured_by,
             "command": command,
             "measured": results.measured,
@@ -225,6 +228,27 @@ def fit_table(
             ],
         },
     )
+
+
+def _fit_one(alone_ms: float, measured_ms: float) -> dict[str, Any]:
+    """Return the fields of a table that follow from its one network."""
+    return {"calibration": Calibration.of_one(float(alone_ms), float(measured_ms))}
+
+
+def _fit_and_judge(design: NDArray[np.float64], measured: NDArray[np.float64], fitted: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the fields of a table that follow from the networks which it is fitted to, and from the others."""
+    held_out = ~fitted
+    calibration = Calibration.fit(design[fitted], measured[fitted])
+    predicted = calibration.predict(design)
+    macs = design * [0, 0, 1]
+    from_macs = Calibration.fit(macs[fitted], measured[fitted]).predict(macs)
+    return {
+        "calibration": calibration,
+        "margin": interval_margin(leave_one_out_residuals(design[fitted], measured[fitted])),
+        "error": FitError.of(predicted[held_out], measured[held_out]),
+        "macs_error": FitError.of(from_macs[held_out], measured[held_out]),
+        "validation": tuple(zip(predicted[held_out].tolist(), measured[held_out].tolist(), strict=True)),
+    }
 
 
 def network_design(table: LatencyTable, population: NDArray[np.int16]) -> NDArray[np.float64]:

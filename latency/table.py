@@ -83,13 +83,14 @@ class LatencyTable:
             OfaError: if the table's origin says nothing about its error.
         """
         if self.margin is None:
-            raise OfaError(f"table of {self.device} states no error, so its predictions have no interval; it was imported")
+            why = self.provenance.get("no_error") or "it was imported"
+            raise OfaError(f"table of {self.device} states no error, so its predictions have no interval; {why}")
         return self.predict(population)[:, None] * [max(0.0, 1 - self.margin), 1 + self.margin]
 
     def upper(self, population: Population) -> NDArray[np.float64]:
         """Return what 95 % of networks measure at most, (n,) ms: infinity for an architecture that holds an unknown block.
 
-        Where the table's origin states no error it is the prediction itself.
+        Where the table states no error, imported or of one network, it is the prediction itself.
         """
         found = self.price(population)
         return np.where(np.isnan(found), np.inf, found * (1 + (self.margin or 0.0)))
@@ -112,6 +113,11 @@ class LatencyTable:
         alone = [self.time_alone(spec) for spec in self.space.all_blocks]
         design = block_design(self.space.all_blocks, [np.nan if ms is None else ms for ms in alone])
         return np.append(self.calibration.predict(design) - self.calibration.offset_ms, 0.0)
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether a single network was measured: it fixes one factor, and says nothing about the error on others."""
+        return self.provenance.get("no_error") is not None
 
     def time_alone(self, spec: BlockSpec) -> float | None:
         """Return the milliseconds of a block run alone, interpolated in area if need be; None = unknown."""
@@ -142,6 +148,8 @@ class LatencyTable:
         raise MissingBlockError(describe_missing(missing, self.entries, self.failed, self.device, remedy=self._remedy()))
 
     def _remedy(self) -> str:
+        if self.is_of_one:
+            return f"it is the table of one network, another needs its own: ofa profile RUN --device {self.device}"
         if "command" in self.provenance:
             return f"add what is missing: {self.provenance['command']}"
         return "it was imported and prices no other blocks; limit the space to those, or measure a device of your own"

@@ -56,6 +56,7 @@ class Provenance(_Part):
     measured_by: Literal["here", "agent"] | None = Field(default=None, description="this installation, or an agent")
     command: str | None = Field(default=None, description="what made the table, and makes it again")
     networks: list[NetworkRecord] | None = None
+    no_error: str | None = Field(default=None, description="why a measured table states no error")
 
 
 class Entry(_Part):

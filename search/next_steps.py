@@ -19,6 +19,7 @@ from ofa.training.checkpoint import list_checkpoints
 from ofa.training.config import TrainConfig
 from ofa.training.data import ORIENTED
 from search.evidence import Network
+from search.joint.record import read_search
 from search.past_records import Search
 from search.reading import reading
 
@@ -95,8 +96,14 @@ def round_command(run: Run, exports: Iterable[Network], searches: Iterable[Searc
 def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:
     """Return the command that trains a run, or goes on with it: the last that was given, or else what the run's files say.
 
-    They do not say where an external teacher lies, unless it is what the weights began with.
+    They do not say where an external teacher lies, unless it is what the weights began with. A search by NAS-RL trains networks one by one,
+    and of a space whose blocks cannot be listed no supernet can be made: there it is the network that was found that is to be
+    trained; nothing, before there is one.
     """
+    if run.record["arch"] is None and (_is_of_nas_rl(run) or not run.space.is_tabulated):
+        found = run.path / "arch.json"
+        argv = ["ofa", "train", "--arch", str(found), "--data", run.data.source, "--out", f"{run.path}-trained"]
+        return argv if found.exists() else []
     given = [list(command["argv"]) for command in run.record.get("commands", [])]
     given = [argv for argv in given if argv[1:2] in (["train"], ["specialize"])]
     if given:
@@ -121,6 +128,11 @@ def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:
     if run.data.flip != (run.data.source not in ORIENTED):
         argv += _option("flip", run.data.flip)
     return [*argv, "--resume", "auto"]
+
+
+def _is_of_nas_rl(run: Run) -> bool:
+    search = read_search(run.path)
+    return search is not None and search.method == "nas_rl"
 
 
 def imported_from(run: Run) -> dict[str, str] | None:

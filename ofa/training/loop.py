@@ -81,6 +81,11 @@ def train_supernet(
         raise TrainingError(f"validation_fraction is {validation_fraction!r}, expected a share between 0 and 1")
     if not get_space(space).slots:
         raise TrainingError(f"space {space}: its networks read no images; recurrent cells are trained with: ofa train-text")
+    if arch is None and not get_space(space).is_tabulated:
+        raise TrainingError(
+            f"space {space}: its blocks are too many to list, so no supernet holds them; "
+            "train one network of it: ofa train --arch ARCH (ofa nas nas_rl finds one)"
+        )
     if keep < 1:
         raise TrainingError(f"keep is {keep!r}, expected at least 1 checkpoint")
     _check_teaching(config, taught=teacher is not None, begun=init is not None or bool(list_checkpoints(out / "supernet")))
