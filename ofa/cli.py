@@ -260,29 +260,29 @@ def spaces(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
 
     Number of networks, resolutions, and what is elastic.
     """
-    from ofa.spaces import get_space, list_image_spaces
+    from ofa.spaces import get_space, list_spaces
 
     rows: dict[str, dict[str, Any]] = {}
-    for name in list_image_spaces():
+    for name in list_spaces():
         space = get_space(name)
-        resolutions = space.dimensions[space.column["resolution"]].options
+        resolutions = space.dimensions[space.column["resolution"]].options if "resolution" in space.column else ()
         elastic = sorted({d.name.rpartition(".")[2].rstrip("0123456789") for d in space.dimensions if len(d.options) > 1})
         rows[name] = {
             "networks": float(space.size()),
             "resolutions": list(resolutions),
             "elastic": elastic,
-            "blocks": len(space.all_blocks) if space.is_tabulated else None,
+            "blocks": len(space.all_blocks) if space.slots and space.is_tabulated else None,
         }
     if json:
         print_json(rows)
         return None
     for name, row in rows.items():
         sizes = row["resolutions"]
-        pixels = ", ".join(map(str, sizes)) if len(sizes) < 10 else f"{len(sizes)} sizes of {sizes[0]} to {sizes[-1]}"
+        pixels = f"{', '.join(map(str, sizes))} px" if len(sizes) < 10 else f"{len(sizes)} sizes of {sizes[0]} to {sizes[-1]} px"
         choices = f", elastic {', '.join(row['elastic'])}" if row["elastic"] else ""
         blocks = f", {row['blocks']} distinct blocks" if row["blocks"] else ""
         number = "one network" if row["networks"] == 1 else f"{row['networks']:.1e} networks"
-        print(f"{name:20} {number}{blocks}, {pixels} px{choices}")
+        print(f"{name:20} {number}{blocks}, {pixels if sizes else 'text'}{choices}")
     return None
 
 
