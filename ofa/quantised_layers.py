@@ -123,16 +123,20 @@ class _Clipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, levels: Levels) -> Tensor:
         step = _input_step(clip, levels)
-        low, high = levels.low * step, levels.high * step
-        ctx.save_for_backward(x <= low, x >= high, clip)
+        steps = x / step
+        ctx.save_for_backward(steps, clip)
         ctx.levels = levels
-        return (x / step).round_().clamp_(*levels).mul_(step)
+        return steps.round().clamp_(*levels).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        below, above, clip = ctx.saved_tensors
-        beyond = (gradient * above).sum() + (gradient * below).sum() * (ctx.levels.low / ctx.levels.high)
-        return gradient * ~(below | above), beyond * clip.sign(), None
+        steps, clip = ctx.saved_tensors
+        low, high = ctx.levels
+        # one pass each; a product with a mask takes three times as long on a processor
+        beyond = torch.ops.aten.threshold_backward(gradient, steps, high).sum()
+        if low:
+            beyond = beyond + torch.ops.aten.threshold_backward(gradient, -steps, -low).sum() * (low / high)
+        return torch.ops.aten.hardtanh_backward(gradient, steps, low, high), beyond * clip.sign(), None
 
 
 def _input_step(clip: Tensor, levels: Levels) -> Tensor:
