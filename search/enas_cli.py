@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ofa.run_dir import Run
 
 SHARED = ("epochs", "batch_size", "lr", "controller_steps", "controller_lr", "candidates", "seed")  # settings of every search
-OF_IMAGES = ("depth", "channels", "resolution", "samples", "train_portion", "max_images")
+OF_IMAGES = ("depth", "channels", "resolution", "restart_epochs", "samples", "train_portion", "max_images")
 OF_TEXT = ("tokens", "max_vocabulary", "features", "bptt")
 IMAGES_ALONE = ("data", *(name for name in OF_IMAGES if name != "samples"), "reward", "where", "table", "flip")
 
@@ -45,12 +45,15 @@ def enas(
     resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Passes over the images or the text; default 150, macro 310. Rates restart after 10, 30, 70."),
+        typer.Option(help="Passes over the images or the text; default 150, macro 310."),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images of a step of the weights, and of a reward; default 160, macro 128, rnn 64.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the weights at first; default 0.05, rnn 20.")] = None,
+    restart_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the rate's first cosine, each further one twice as long; default 10.")
+    ] = None,
     controller_steps: Annotated[
         int | None, typer.Option(help="Steps of the controller after each epoch; default 30, macro 50, rnn 2000.")
     ] = None,

@@ -109,7 +109,7 @@ def test_networks_that_were_trained_one_by_one_have_such_a_report_too(cli, tmp_p
     assert "trained from scratch, after 2 of 2 updates. Rewarded was accuracy, to the power of 3." in html
     assert 'aria-label="Reward over update"' in html
     assert "train the best few longer" in html
-    assert html.count("ofa train --arch") == len(list((tmp_path / "x" / "nas" / "best").iterdir()))
+    assert html.count('<code class="command">ofa train --arch') == len(list((tmp_path / "x" / "nas" / "best").iterdir()))
     assert 'aria-label="layer 1: ' in html
 
 
