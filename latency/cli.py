@@ -216,18 +216,17 @@ def predict(
 
 
 def _plan(run: Run, device: str, path: Path, config: Any, precision: str | None, json: bool) -> None:
-    from latency.profile import write_plan
+    from latency.profile import describe_items, write_plan
     from ofa.progress import say
 
     plan = write_plan(run, device, path, config=config, precision=precision)
-    kinds = [item["kind"] for item in plan.manifest["items"]]
-    say(f"{path}: {kinds.count('block')} blocks and {kinds.count('network')} networks, {path.stat().st_size / 1024:.0f} KiB")
+    say(f"{path}: {describe_items(plan)}, {path.stat().st_size / 1024:.0f} KiB")
     say(f"copy it and {path.parent / 'agent.py'} to the device, which needs Python with numpy and onnxruntime; there:")
     say(f"  python agent.py {path.name} -o results.json")
     say("and here, with what it wrote:")
     say(f"  ofa profile {run.path} --merge results.json --as NAME")
     if json:
-        print_json({"plan": str(path), "agent": str(path.parent / "agent.py"), "graphs": len(kinds)})
+        print_json({"plan": str(path), "agent": str(path.parent / "agent.py"), "graphs": len(plan.manifest["items"])})
 
 
 def _check(run: Run, table: Path, json: bool) -> None:

@@ -183,13 +183,17 @@ def plan_space(
     return make_plan(space, device, blocks, networks, seed=config.seed)
 
 
+def describe_items(plan: agent.Plan) -> str:
+    """Say how much a plan times, e.g. "14 blocks and 1 network"."""
+    kinds = [item["kind"] for item in plan.manifest["items"]]
+    networks = kinds.count("network")
+    return f"{kinds.count('block')} blocks and {networks} network{'' if networks == 1 else 's'}"
+
+
 def measure_here(plan: agent.Plan, device: DeviceSpec, config: ProfileConfig, journal: Path, *, fresh: bool = False) -> Results:
     """Measure a plan on this machine, through the runtime of the device."""
     journal.parent.mkdir(parents=True, exist_ok=True)
-    kinds = [item["kind"] for item in plan.manifest["items"]]
-    say(
-        f"timing {kinds.count('block')} blocks and {kinds.count('network')} networks of {plan.manifest['space']} on {device.name}"
-    )
+    say(f"timing {describe_items(plan)} of {plan.manifest['space']} on {device.name}")
 
     def open_graph(graph: bytes, settings: Mapping[str, Any], shape: Any) -> agent.Call:
         inputs = np.random.default_rng(0).standard_normal(tuple(shape), dtype=np.float32)

@@ -96,9 +96,9 @@ def round_command(run: Run, exports: Iterable[Network], searches: Iterable[Searc
 def _train_again(run: Run, config: Mapping[str, Any]) -> list[str]:
     """Return the command that trains a run, or goes on with it: the last that was given, or else what the run's files say.
 
-    They do not say where an external teacher lies, unless it is what the weights began with. A search by NAS-RL trains networks one by one,
-    and of a space whose blocks cannot be listed no supernet can be made: there it is the network that was found that is to be
-    trained; nothing, before there is one.
+    They do not say where an external teacher lies, unless it is what the weights began with. A search by NAS-RL trains networks
+    one by one, and a space whose blocks cannot be listed has no supernet: there the network that was found is what is left to
+    train, and before there is one, nothing.
     """
     if run.record["arch"] is None and (_is_of_nas_rl(run) or not run.space.is_tabulated):
         found = run.path / "arch.json"
