@@ -339,6 +339,19 @@ def test_cells_commands_run_as_written(tmp_path, readme_environment):
     assert json.loads((tmp_path / "out/found/verify.json").read_text())["ok"] is True
 
 
+@pytest.mark.slow
+def test_methods_commands_run_as_written(tmp_path, readme_environment):
+    """docs/methods.md: a command for every method, with this repository's words in the place of a user's text."""
+    (tmp_path / "words.txt").write_text((ROOT / "docs/training.md").read_text() * 3)
+    commands = [line for block in code_blocks("console", "docs/methods.md") for line in block.splitlines()]
+    assert len(commands) == 20
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=readme_environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
 def test_readme_python_runs_as_written(tmp_path, readme_environment):
     (block,) = code_blocks("python")
     done = subprocess.run(
