@@ -155,11 +155,12 @@ class FileUnderTest:
         """Hold what follows from the network and the file against its limits."""
         checks = []
         counts = _count(self.net, self.resolution) if self.net is not None and self.of("macs", "params") else {}
-        if self.blocks:
+        if any(spec.weight_bits for spec in self.blocks.values()):
             counts["bitops"] = float(sum(map(block_bitops, self.blocks.values())))
         for limit in self.of("macs", "params", "bitops"):
             if limit.quantity not in counts:
-                raise OfaError(f"limit {str(limit)!r}: only a file of one of our spaces tells; leave the limit out")
+                tells = "of blocks with bits of their own" if limit.quantity == "bitops" else "of one of our spaces"
+                raise OfaError(f"limit {str(limit)!r}: only a file {tells} tells; leave the limit out")
             value = counts[limit.quantity]
             checks += judge(limit.quantity, format_value(limit.quantity, value), [limit], value)
         for limit in self.of("memory", "size"):

@@ -1,6 +1,7 @@
 """Rounding in training: levels, gradients, shared weights; and bit operations."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.stats import norm
 from torch import nn
 from torch.nn import functional as F
 
+from deploy.limits import Limit, parse_limit
 from latency.cost import CountCost
 from ofa.block_spec import BlockSpec
 from ofa.blocks import build_block, build_network
@@ -20,6 +22,7 @@ from ofa.errors import OfaError
 from ofa.quantised_layers import DISTANCES, FIRST_CLIPS, MOST_BITS, Levels, RoundedConv2d, rounded_weights, weight_steps
 from ofa.spaces import get_space
 from ofa.supernet import Supernet
+from search.constraints import Constraints, InfeasibleError
 
 TINY = "shufflenet_bits:resolution=16,stem=cifar,channels=4,blocks=1"
 
@@ -324,6 +327,42 @@ def test_bit_operations_of_a_population_are_sums_over_blocks():
     assert bitops(space, population).tolist() == expected
     np.testing.assert_array_equal(CountCost("bitops", space).predict(population), expected)
     assert min(expected) > 0
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------
+
+
+def constraints(*limits, space=TINY):
+    return Constraints.for_run(SimpleNamespace(space=get_space(space)), limits)
+
+
+def test_a_limit_on_bit_operations_is_read_and_written():
+    assert parse_limit("bitops <= 2G") == Limit("bitops", None, 2e9)
+    assert str(parse_limit("bitops <= 1.5M")) == "bitops <= 1.5M"
+
+
+def test_a_search_finds_networks_below_a_limit_on_bit_operations():
+    limited = constraints("bitops <= 1M", "params <= 95%")
+    space = limited.space
+    fitting = limited.require_feasible()
+    assert len(fitting) > 0
+    assert (bitops(space, fitting) <= 1_000_000).all()
+    drawn = space.sample(np.random.default_rng(0), 200)
+    above = constraints("bitops <= 1M").violation(drawn) > 0
+    np.testing.assert_array_equal(above, bitops(space, drawn) > 1_000_000)
+    assert above.any()
+    assert not above.all()
+
+
+def test_a_limit_that_nothing_meets_names_the_least():
+    space = get_space(TINY)
+    least = sum(min(map(block_bitops, space.slot_blocks(slot))) for slot in space.slots)  # blocks are chosen independently
+    with pytest.raises(InfeasibleError) as failure:
+        constraints("bitops <= 1K").require_feasible()
+    named = parse_limit(str(failure.value).rpartition(": ")[2]).bound
+    assert least <= named <= 1.01 * least  # rounded up to three digits
+    with pytest.raises(OfaError, match="no block of mbv3_tiny_image has bits of its own"):
+        constraints("bitops <= 1G", space="mbv3_tiny_image")
 
 
 # -- training -------------------------------------------------------------------------------------------------------
