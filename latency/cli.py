@@ -252,7 +252,8 @@ def _describe(run: Run, table: LatencyModel) -> None:
     say(f"{run.latency_path(table.device)}: {what}")
     if isinstance(table, LatencyTable) and table.is_of_one:
         measured_ms, factor = table.provenance["networks"][0]["measured_ms"], table.calibration.per_ms
-        say(f"the network takes {measured_ms:.4g} ms, {factor:.3g} of the sum of its blocks' times alone")
+        taken = f"{measured_ms:.4g} ms of {table.provenance['clock']} time"
+        say(f"the network takes {taken}, {factor:.3g} of the sum of its blocks' times alone")
         say(f"error not known: {table.provenance['no_error']}; predictions come without an interval")
     elif table.error is None:
         say("its origin states no error; predictions come without an interval")
