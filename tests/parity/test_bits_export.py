@@ -275,6 +275,7 @@ def test_the_chosen_bits_reach_the_file_and_its_proof(run, tmp_path, capsys):
     assert record["precision"] == "fp32"
     assert set(record["layers"].values()) == {"a2w1", "a4w4"}
     assert not {"stem", "classifier"} & set(record["layers"])
+    assert "- a2w1: block0.expand, block0.depthwise, block0.project, block2" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
     graph = onnx.load(model.path).graph
     integers = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert len(integers) == len(record["layers"])
