@@ -211,8 +211,8 @@ def nats_a_token(
 
 
 def perplexity_of(nats: float) -> float:
-    """Return exp(nats a token), or 1e304 where a number could not hold it."""
-    return math.exp(min(nats, 700.0))
+    """Return exp(nats a token), or 1e304 where a number could not hold it, or where the loss is none (NaN)."""
+    return math.exp(nats if nats < 700.0 else 700.0)
 
 
 def require_one_process(world: World) -> None:

@@ -91,7 +91,8 @@ class CoarseToFine:
         # one at least, so that every proposal is a change
         chosen = free & ((weight < self._rate * coarseness) | (weight == weight.min(1, keepdims=True)))
         last = self.space.num_options - 1
-        reach = np.where(self._numeric, np.ceil(last * coarseness), last).astype(np.int64)
+        # one at least: after 80,000 proposals the coarseness is 0 to the last bit
+        reach = np.where(self._numeric, np.maximum(np.ceil(last * coarseness), 1), last).astype(np.int64)
         return change(self.space, parents, chosen, self.rng, reach=reach)
 
 

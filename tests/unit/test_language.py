@@ -79,6 +79,7 @@ def test_perplexity_is_the_same_in_pieces_of_any_length_and_that_of_the_formula(
         assert nats_a_token(net, stream, batch=2, bptt=bptt) == pytest.approx(total / 38, rel=1e-12)
     assert perplexity_of(math.log(50)) == pytest.approx(50)
     assert math.isfinite(perplexity_of(1e6))
+    assert perplexity_of(math.nan) == perplexity_of(1e6)  # of a loss that is none: the worst, and it can be compared
 
 
 def new_trainer(out, text, config=SMALL):

@@ -421,6 +421,15 @@ def test_coarse_to_fine_asks_for_the_grid_first_then_ever_finer_changes_of_the_b
     assert np.mean(distances[-5:]) < 0.5 * np.mean(distances[:5])
 
 
+def test_changes_stay_within_the_options_after_ever_so_many_proposals():
+    strategy = CoarseToFine(SPACE, np.random.default_rng(0), batch=20, parents=10)
+    strategy.tell(SPACE.encode([SPACE.largest]), np.zeros((1, 1)), np.zeros(1))
+    strategy._fine = 10**6  # where the coarseness is 0 to the last bit
+    for population in (strategy._changed(200), strategy.ask()):
+        assert (population < SPACE.num_options).all()
+        assert (population >= 0).all()
+
+
 def test_numbers_move_less_and_less_far_and_words_do_not():
     numbers = tuple(Dimension(f"n{i}", tuple(range(64))) for i in range(8))
     words = tuple(Dimension(f"w{i}", tuple(map(str, range(10, 74)))) for i in range(8))
