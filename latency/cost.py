@@ -156,7 +156,8 @@ Tables = list[tuple[tuple[int, ...], NDArray[np.float64]]]
 def joint_tables(space: SearchSpace, block_values: NDArray[np.float64]) -> Tables:
     """Return tables of values that add up to a network's, each with the columns of the population that index it.
 
-    Slots share a table as long as it stays small. Tables are kept for the next call.
+    Slots share a table as long as it stays small; columns of one option index none, as arrays have 64 axes at most and a network
+    alone may have more choices than that. Tables are kept for the next call.
 
     Args:
         block_values: as in AdditiveCost.
@@ -177,9 +178,9 @@ def _joint_tables(space: SearchSpace, block_values: bytes) -> Tables:
             group.append(slot)
     tables = []
     for group in groups:
-        axes = _columns(group)
+        axes = [c for c in _columns(group) if options[c] > 1]
         grid = dict(zip(axes, np.ix_(*(range(options[c]) for c in axes)), strict=True))
-        table = sum(values[ids[tuple(grid[c] for c in columns)]] for columns, ids in group)
+        table = sum(values[ids[tuple(grid.get(c, 0) for c in columns)]] for columns, ids in group)
         tables.append((tuple(axes), np.array(table, order="C")))
     return tables
 

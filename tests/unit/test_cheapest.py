@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from deploy.limits import parse_limit
 from latency.cost import CountCost
 from latency.table import LatencyTable
+from ofa.counts import block_macs
+from ofa.find_arch import find_arch
 from ofa.mobilenet import MobileNetSpace, Stage
 from ofa.spaces import get_space, list_elastic_spaces
 from search.cheapest import cheapest, cost_tables, exclude_each_other
 from search.constraints import Constraints, InfeasibleError
+from search.prices import most
 
 SMALL = MobileNetSpace(
     name="small",
@@ -107,3 +110,14 @@ def test_the_least_of_a_latency_limit_is_exact_and_holds_the_margin():
     assert found.ranges[0].maximum == pytest.approx(values.max(), rel=1e-12)
     with pytest.raises(InfeasibleError, match="nearest feasible value"):
         found.require_feasible()
+
+
+@pytest.mark.parametrize("arch", ["smallest of 12 layers", "enas_macro"])  # the latter, published, has 24
+def test_one_network_of_more_choices_than_an_array_has_axes(arch):
+    space = get_space("enas_macro")
+    space, only = find_arch(arch) if arch == "enas_macro" else (space, space.smallest)
+    alone = space.restrict(only)
+    assert len(alone.dimensions) > 64
+    expected = sum(block_macs(spec) for spec in space.blocks(only).values())
+    assert CountCost("macs", alone)(only) == expected
+    assert most(CountCost("macs", alone), alone) == expected
