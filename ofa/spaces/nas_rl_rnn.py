@@ -1,7 +1,8 @@
 """Recurrent cells of NAS with reinforcement learning: trees (Zoph and Le 2016, arXiv 1611.01578, section 3.4 and appendix A).
 
 For every node how it combines two tensors and an activation, leaves first and the root last; then how the last cell state is
-injected, into which leaf, and which leaf is the new cell state.
+injected, which leaf is the new cell state, and into which the last one is injected: the order in which the paper's controller
+predicts them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class TreeSpace(RecurrentSpace):
         for step in (*(f"node{node}" for node in range(2 * self.base - 1)), "inject"):
             yield Dimension(f"{step}.combine", COMBINATIONS)
             yield Dimension(f"{step}.activation", TREE_ACTIVATIONS)
-        for place in ("inject.leaf", "cell.leaf"):
+        for place in ("cell.leaf", "inject.leaf"):
             yield Dimension(place, tuple(range(self.base)))
 
     def with_numbers(self, **numbers: int | str) -> TreeSpace:
@@ -57,7 +58,7 @@ class TreeSpace(RecurrentSpace):
 
     def to_genotype(self, arch: ArchConfig) -> TreeGenotype:
         """Return the tree of a point."""
-        *steps, inject_leaf, cell_leaf = self.check(arch).values
+        *steps, cell_leaf, inject_leaf = self.check(arch).values
         *nodes, inject = ((str(combine), str(act)) for combine, act in zip(steps[::2], steps[1::2], strict=True))
         return TreeGenotype(tuple(nodes), inject, int(inject_leaf), int(cell_leaf))
 
@@ -70,7 +71,7 @@ class TreeSpace(RecurrentSpace):
         if genotype.base != self.base:
             raise InvalidArchError(f"{self.name}: tree of {genotype.base} leaves, expected {self.base}")
         steps = (choice for step in (*genotype.nodes, genotype.inject) for choice in step)
-        return self.check(ArchConfig(self.name, (*steps, genotype.inject_leaf, genotype.cell_leaf)))
+        return self.check(ArchConfig(self.name, (*steps, genotype.cell_leaf, genotype.inject_leaf)))
 
 
 SPACE = TreeSpace()

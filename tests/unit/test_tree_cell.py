@@ -18,7 +18,7 @@ from ofa.find_arch import find_arch, find_genotype
 from ofa.genotype import GenotypeError
 from ofa.language_model import Dropouts, LanguageModel, Noise, build_cell
 from ofa.recurrent import Masks
-from ofa.space import InvalidArchError
+from ofa.space import ArchConfig, InvalidArchError
 from ofa.spaces import get_space
 from ofa.spaces.nas_rl_rnn import SPACE
 from ofa.training.language import LanguageConfig, load_language_model, train_language_model
@@ -131,6 +131,14 @@ def test_gradients_reach_all_weights_that_matter():
 # -- as text and as points ---------------------------------------------------------------------------------------------
 
 
+def test_the_published_sequence_is_read_in_its_order():
+    """Zoph and Le 2017, section 3.4: "..., Add, ReLU, 1, 0" is c_t from leaf 1, and c_(t-1) into leaf 0."""
+    space = SPACE.with_numbers(base=2)
+    published = ("add", "tanh", "elem_mult", "relu", "elem_mult", "sigmoid", "add", "relu", 1, 0)
+    assert space.to_genotype(ArchConfig(space.name, published)) == EXAMPLE
+    assert space.from_genotype(EXAMPLE).values == published
+
+
 @given(st.integers(0, 2**20), st.sampled_from([2, 4, 8, 16]))
 def test_point_tokens_tree_and_text_are_one(seed, base):
     space = SPACE.with_numbers(base=base)
@@ -145,7 +153,7 @@ def test_point_tokens_tree_and_text_are_one(seed, base):
         for c, a in zip(tokens[:-2:2], tokens[1:-2:2], strict=True)
     ]
     assert (*tree.nodes, tree.inject) == tuple(steps)
-    assert [tree.inject_leaf, tree.cell_leaf] == tokens[-2:]
+    assert [tree.cell_leaf, tree.inject_leaf] == tokens[-2:]
     assert get_space(space.name).from_json(space.to_json(arch)) == arch
 
 

@@ -1,8 +1,8 @@
 """The controller of Zoph and Le's recurrent cells: a binary tree that combines input and hidden state, with a memory injected.
 
 Tokens: for each node of the tree "combination, activation", leaves first in order, then the inner nodes level by level up to the
-root; then combination and activation by which c_(t-1) is injected; then two indices of leaves: whose output c_(t-1) is injected
-into, and whose value before its activation becomes c_t. A tree of 8 leaves has 15 nodes, hence 34 tokens.
+root; then combination and activation by which c_(t-1) is injected; then two indices of leaves: whose value before its activation
+becomes c_t, and whose output c_(t-1) is injected into. A tree of 8 leaves has 15 nodes, hence 34 tokens.
 """
 
 from __future__ import annotations
