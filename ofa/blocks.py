@@ -1,7 +1,7 @@
 """Static blocks: what a BlockSpec is in PyTorch.
 
 The supernet runs these very modules with slices of shared weights (elastic.py), so each kind has one forward. A new kind is
-an entry in KINDS here, in ofa/counts.py, deploy/emit.py and deploy/footprint.py.
+an entry in KINDS here, in ofa/counts.py, deploy/emitters.py and deploy/footprint.py.
 
 A block with a shortcut takes a second argument, `branch_scale` (n, 1, 1, 1): what its branch is multiplied with before the
 shortcut is added (drop-connect).
@@ -118,7 +118,7 @@ def _avgpool(spec: BlockSpec, bn_eps: float) -> nn.Module:
 
 
 def _pad(spec: BlockSpec, bn_eps: float) -> nn.Module:
-    return ZeroPad(spec.padded)
+    return ZeroPad(spec)
 
 
 def _pool(spec: BlockSpec, bn_eps: float) -> nn.Module:

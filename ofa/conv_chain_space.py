@@ -48,6 +48,8 @@ class ConvChainSpace(SearchSpace):
         for name, least in LEAST.items():
             if self.numbers[name] < least:
                 raise OfaError(f"{self.base}: {name} is {self.numbers[name]}, expected at least {least}")
+        if self.least_depth > self.layers:
+            raise OfaError(f"{self.base}: least_depth is {self.least_depth}, expected at most layers, {self.layers}")
         if self.layers > MAX_LAYERS or self.strides > len(STRIDES):
             raise OfaError(
                 f"{self.base}: {self.layers} layers with {self.strides} strides, expected at most {MAX_LAYERS} and {len(STRIDES)}"
@@ -66,7 +68,7 @@ class ConvChainSpace(SearchSpace):
         return {**depths, "strides": self.strides, "resolution": self.resolution_px}
 
     def with_numbers(self, **numbers: int | str) -> ConvChainSpace:
-        """Return the same choices in networks of another size.
+        """Return the same choices in networks of another size; `layers` alone takes the least depth down with it.
 
         Raises:
             OfaError: for an unknown name or a number that no network can have.
@@ -75,6 +77,8 @@ class ConvChainSpace(SearchSpace):
             if name not in self.numbers or not isinstance(value, int):
                 raise OfaError(f"{self.base} has no number {name} = {value!r}; it has: {self.numbers}")
         fields = {**self.numbers, **numbers}
+        if "least_depth" not in numbers:
+            fields["least_depth"] = min(self.least_depth, max(int(fields["layers"]), LEAST["least_depth"]))
         return replace(self, resolution_px=fields.pop("resolution"), **fields)  # type: ignore[arg-type]
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofa.block_spec import BlockSpec
+from ofa.block_spec import BlockSpec, padding
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "none": nn.Identity,
@@ -51,15 +52,14 @@ class ConvBN(nn.Sequential):
 
 
 class ZeroPad(nn.Module):
-    """Zeros around what is read, up to `side` pixels in height and width; one side gets a pixel more where they are odd."""
+    """Zeros around what is read, as `padding` says; what is read may be of any resolution up to that."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
-        self.side = side
+        self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = self.side - x.shape[-1]
-        return F.pad(x, 2 * (missing // 2, missing - missing // 2))
+        return F.pad(x, 2 * padding(replace(self.spec, resolution=x.shape[-1])))
 
 
 class PaddedAvgPool(nn.Module):

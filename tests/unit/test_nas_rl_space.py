@@ -197,6 +197,9 @@ def test_names_of_spaces_are_found_again():
     space = get_space(SMALL)
     assert get_space(space.name) == space
     assert get_space("nas_rl_cnn:layers=15").name == "nas_rl_cnn"
+    assert get_space("nas_rl_cnn:layers=4").depths == (4,)
+    with pytest.raises(OfaError, match="least_depth is 5, expected at most layers, 4"):
+        get_space("nas_rl_cnn:layers=4,least_depth=5")
     assert dataclasses.replace(space, num_classes=3).name == space.name
 
 
