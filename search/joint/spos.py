@@ -2,7 +2,9 @@
 
 The two stages are those of every supernet here (ofa.training.loop, search.run); this module gives them the published settings, in
 one call that can be stopped anywhere. Guo et al. 2020 (arXiv 1904.00420), sections 3.3, 3.4 and 4, and the release. Deviations:
-accuracies are measured with BatchNorm calibrated on 1,000 images (there 25,600), and gradients are clipped at a norm of 5.
+accuracies are measured with BatchNorm calibrated on 1,000 images (there 25,600); gradients are clipped at a norm of 5; BatchNorm
+of the supernet is affine and its momentum Nesterov's (in the release neither); paths are drawn uniformly unless --least-mmacs is
+given (in the release by their MACs); weights that are inherited are trained on at a fifth of the rate.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ofa.training.loop import train_supernet
 from search.constraints import Constraints
 from search.drawing import write_network
 from search.joint.record import FOLDER, SearchError
-from search.prices import most
+from search.prices import counted, most
 from search.result import SearchResult
 from search.run import search_run
 
@@ -179,7 +181,7 @@ def _check_limits(space: SearchSpace, where: Sequence[str], out: Path) -> list[s
     if space.size() == 1:
         raise SearchError(f"{space.name}: holds one network, so there is nothing to search; train it with: ofa train --arch")
     makers: dict[str, Callable[[Limit], CostModel]] = {
-        **dict.fromkeys(("macs", "params"), lambda limit: CountCost(limit.quantity, space)),
+        **dict.fromkeys(("macs", "params", "bitops"), lambda limit: _count(limit, space)),
         "memory": lambda limit: MemoryCost(space, limit.precision or "fp32"),
         "size": lambda limit: SizeCost(space, limit.precision or "fp32"),
     }
@@ -188,11 +190,11 @@ def _check_limits(space: SearchSpace, where: Sequence[str], out: Path) -> list[s
         return most(makers[limit.quantity](limit), space) if limit.quantity in makers else 1.0
 
     limits = [parse_limit(text, largest=largest) for text in where]
-    counted = [limit for limit in limits if limit.quantity in makers]
-    Constraints.of(space, limits, {limit.key: makers[limit.quantity](limit) for limit in counted})  # refuses two of one quantity
-    if counted:
-        costs = {limit.key: makers[limit.quantity](limit) for limit in counted}
-        Constraints.of(space, counted, costs).require_feasible()
+    known = [limit for limit in limits if limit.quantity in makers]
+    costs = {limit.key: makers[limit.quantity](limit) for limit in known}
+    Constraints.of(space, limits, costs)  # refuses two of one quantity
+    if known:
+        Constraints.of(space, known, costs).require_feasible()
     asked = dict.fromkeys(str(limit.device) for limit in limits if limit.quantity in ON_DEVICE)
     unknown = [name for name in asked if not (out / "latency" / f"{name}.json").exists()]
     for name in unknown:
@@ -202,3 +204,9 @@ def _check_limits(space: SearchSpace, where: Sequence[str], out: Path) -> list[s
                 f"{out} --device {name}=ssh:USER@HOST; then give this command again with --resume auto"
             )
     return unknown
+
+
+def _count(limit: Limit, space: SearchSpace) -> CountCost:
+    if limit.quantity not in counted(space):
+        raise SearchError(f"limit {str(limit)!r}: no block of {space.name} has {limit.quantity} to count; leave the limit out")
+    return CountCost(limit.quantity, space)

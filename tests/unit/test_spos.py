@@ -29,6 +29,7 @@ from search.strategies.spos import SinglePathEvolution
 SPACE = get_space("shufflenet")
 MACS = CountCost("macs", SPACE)
 NAME = "shufflenet_channels:resolution=8,stem=cifar,channels=2,blocks=1"
+BITS = "shufflenet_bits:resolution=8,stem=cifar,channels=2,blocks=1"
 QUICK = single_path_config(epochs=2, batch_size=128)
 
 
@@ -277,6 +278,12 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(options, match, 
 def test_a_limit_that_nothing_meets_is_told_before_anything_is_trained(tmp_path, cli):
     with pytest.raises(InfeasibleError, match=r"nothing in .* meets macs <= 1K; nearest feasible value: macs <= "):
         search_single_path(NAME, "digits", tmp_path / "run", config=QUICK, where=["macs <= 1K"])
+    with pytest.raises(
+        OfaError, match=r"limit 'bitops <= 1M': no block of shufflenet\S* has bitops to count; leave the limit out"
+    ):
+        search_single_path(NAME, "digits", tmp_path / "run", config=QUICK, where=["bitops <= 1M"])
+    with pytest.raises(InfeasibleError, match=r"meets bitops <= 1K"):
+        search_single_path(BITS, "digits", tmp_path / "run", config=QUICK, where=["bitops <= 1K"])
     result = cli("nas", "spos", "--data", "digits", "--out", tmp_path / "run", "--space", NAME, "--where", "macs <= 1K")
     assert result.returncode == 3
     assert not (tmp_path / "run").exists()
