@@ -192,6 +192,8 @@ def _gates(given: dict[str, Any], decide: Decide) -> Path:
     refuse(given, OF_EVOLUTION, f"--decide {decide.value} has no evolution")
     by_reward = decide is Decide.reinforce
     refuse(given, OF_GRADIENT if by_reward else OF_REWARD, f"--decide {decide.value}")
+    if "table" not in given and "target_ms" not in given:
+        refuse(given, ("latency_weight", "latency_loss"), "this search has no --target-ms and no --table")
     from search.joint.gates_config import GatesConfig
     from search.joint.proxyless import search_gates
 

@@ -53,7 +53,8 @@ class Gates(Controller):
 
     def entropy(self) -> Tensor:
         """Return the mean entropy of the choices, nats."""
-        return torch.stack([-(p * p.log()).sum() for p in self.probabilities().values()]).mean()
+        rows = [logits.log_softmax(0) for logits in self.logits]  # finite where the probability itself is rounded to 0
+        return torch.stack([-(log_p.exp() * log_p).sum() for log_p in rows]).mean()
 
     def most_probable(self) -> list[int]:
         """Return the option of each choice that the search decides for as it stands."""
@@ -65,7 +66,10 @@ class Gates(Controller):
         found = []
         for logits in self.logits:
             p = logits.double().softmax(0).cpu().numpy()
-            two = rng.choice(len(p), 2, replace=False, p=p / p.sum())
+            if np.count_nonzero(p) > 1:
+                two = rng.choice(len(p), 2, replace=False, p=p / p.sum())
+            else:  # all but one are rounded to 0: the same draw by Gumbel noise on the logits
+                two = np.argsort(-(logits.double().cpu().numpy() + rng.gumbel(size=len(p))))[:2]
             computes = rng.random() * p[two].sum() < p[two[0]]
             found.append(two if computes else two[::-1])
         return Pairs(torch.from_numpy(np.array(found)).to(self.logits[0].device))

@@ -72,6 +72,21 @@ class GatesConfig:
         """Epochs before the alphas learn."""
         return self.epochs // 4 if self.warmup_epochs is None else self.warmup_epochs
 
+    def require_alpha_steps(self, epoch_steps: int) -> None:
+        """Refuse a search whose alphas would never learn.
+
+        Args:
+            epoch_steps: steps of an epoch.
+        Raises:
+            OfaError: if no step after the warm-up is one of the alphas.
+        """
+        total, before = self.epochs * epoch_steps, self.waits * epoch_steps
+        if total // self.alpha_every == before // self.alpha_every:
+            raise OfaError(
+                f"alpha_every is {self.alpha_every}, but steps {before + 1} to {total}, after the warm-up, hold no multiple of it; "
+                "alphas would never learn: lower it, or give more epochs"
+            )
+
     def learning_rate(self, done: float) -> float:
         """Return the rate of the weights when a share of all steps is done."""
         return 0.5 * self.lr * (1 + math.cos(math.pi * done))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +18,7 @@ from ofa.subspace import SubSpace
 from search.joint.record import SearchError
 
 MOST_BLOCKS = 10_000  # of one slot, that are looked at
+MOST_NAMES = 8  # of choices in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class OpenChoices:
 
     def block(self, slot: Slot, chosen: Sequence[int]) -> BlockSpec:
         """Return the block that stands in a slot."""
-        spec = slot.choose(*_values(self.space, slot, self._row(chosen)))
+        spec = slot.choose(*_values(self.space, slot.depends_on, self._row(chosen)))
         assert spec is not None  # open_choices made sure
         return spec
 
@@ -68,6 +69,10 @@ def open_choices(space: SearchSpace, fixed: Sequence[str] = ()) -> OpenChoices:
     Raises:
         SearchError: if nothing is left to be decided, or a choice changes which blocks there are, their shapes or what they read.
     """
+    if not space.slots:
+        raise SearchError(
+            f"{space.name}: its networks read no images, expected a space whose blocks gates can choose: ofa spaces"
+        )
     named = _fixed(space, fixed)
     decided = np.array([named.get(d.name, 0) for d in space.dimensions], dtype=np.int16)
     loose = [c for c, d in enumerate(space.dimensions) if len(d.options) > 1 and d.name not in named]
@@ -79,16 +84,24 @@ def open_choices(space: SearchSpace, fixed: Sequence[str] = ()) -> OpenChoices:
         raise SearchError(f"{space.name}: no choice is left to be decided, expected some with several options")
     slots = {}
     for slot in space.slots:
-        deciding = tuple(columns.index(c) for c in sorted({space.column[name] for name in slot.depends_on}) if c in columns)
+        deciding = _open(space, columns, slot.depends_on)
         if deciding:
-            _require_equal_shapes(space, slot, decided, [columns[place] for place in deciding])
-            slots[slot.name] = deciding
+            _require_equal_shapes(space, slot, decided, deciding)
+            slots[slot.name] = tuple(columns.index(c) for c in deciding)
+        if deciding or slot.choose(*_values(space, slot.depends_on, decided.tolist())) is not None:
+            wiring = slot.depends_on if slot.reads_on is None else slot.reads_on
+            _require_equal_wiring(space, slot, decided, _open(space, columns, wiring))
     without = [
         space.dimensions[c].name for place, c in enumerate(columns) if not any(place in places for places in slots.values())
     ]
     if without:
         raise SearchError(f"{space.name}: {without[0]} decides no block, expected choices between blocks; decide it with --fix")
     return OpenChoices(space, columns, decided, slots)
+
+
+def _open(space: SearchSpace, columns: Sequence[int], names: Sequence[str]) -> list[int]:
+    """Return the columns of those dimensions that are to be decided, in the order of the space."""
+    return [c for c in sorted({space.column[name] for name in names}) if c in columns]
 
 
 def _fixed(space: SearchSpace, texts: Sequence[str]) -> dict[str, int]:
@@ -110,28 +123,47 @@ def _fixed(space: SearchSpace, texts: Sequence[str]) -> dict[str, int]:
 
 def _require_equal_shapes(space: SearchSpace, slot: Slot, decided: NDArray[np.int16], columns: Sequence[int]) -> None:
     """Refuse choices that change more of a network than one block in its place."""
+    shapes: set[tuple[Any, ...]] = set()
+    for row in _rows(space, f"block {slot.name}", decided, columns):
+        spec = slot.choose(*_values(space, slot.depends_on, row))
+        if spec is None:
+            raise _refusal(space, f"whether there is a block {slot.name} depends on", columns)
+        shapes.add((spec.in_channels, spec.out_channels, spec.resolution, spec.out_resolution, spec.num_inputs))
+    if len(shapes) > 1:
+        raise _refusal(space, f"the shape of block {slot.name} depends on", columns)
+
+
+def _require_equal_wiring(space: SearchSpace, slot: Slot, decided: NDArray[np.int16], columns: Sequence[int]) -> None:
+    """Refuse choices that change which blocks one block reads."""
+    if slot.reads is None or not columns:
+        return
+    names = slot.depends_on if slot.reads_on is None else slot.reads_on
+    rows = _rows(space, f"the wiring of block {slot.name}", decided, columns)
+    if len({slot.reads(*_values(space, names, row)) for row in rows}) > 1:
+        raise _refusal(space, f"the wiring, which blocks {slot.name} reads, depends on", columns)
+
+
+def _rows(space: SearchSpace, place: str, decided: NDArray[np.int16], columns: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the option indices of all dimensions for every combination of some; the list is changed in place."""
     options = [range(int(space.num_options[c])) for c in columns]
-    names = ", ".join(space.dimensions[c].name for c in columns)
-    way_out = (
-        f"gates choose between blocks of equal shape; decide it beforehand: --fix '{space.dimensions[columns[0]].name}=OPTION'"
-    )
     if math.prod(map(len, options)) > MOST_BLOCKS:
-        raise SearchError(f"{space.name}: {len(columns)} choices meet in block {slot.name}; {way_out}")
-    seen: set[tuple[Any, ...]] = set()
+        raise _refusal(space, f"{len(columns)} choices meet in {place}:", columns)
     row = decided.tolist()
     for chosen in itertools.product(*options):
         for column, option in zip(columns, chosen, strict=True):
             row[column] = option
-        values = _values(space, slot, row)
-        spec = slot.choose(*values)
-        if spec is None:
-            raise SearchError(f"{space.name}: whether there is a block {slot.name} depends on {names}; {way_out}")
-        shape = (spec.in_channels, spec.out_channels, spec.resolution, spec.out_resolution, spec.num_inputs)
-        seen.add((*shape, slot.reads(*values) if slot.reads else ()))
-    if len(seen) > 1:
-        raise SearchError(f"{space.name}: the shape of block {slot.name}, or what it reads, depends on {names}; {way_out}")
+        yield row
 
 
-def _values(space: SearchSpace, slot: Slot, row: Sequence[int]) -> list[Value]:
-    columns = (space.column[name] for name in slot.depends_on)
+def _refusal(space: SearchSpace, what: str, columns: Sequence[int]) -> SearchError:
+    names = [space.dimensions[c].name for c in columns]
+    shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+    return SearchError(
+        f"{space.name}: {what} {shown}; gates choose between blocks of equal shape in one wiring; decide it beforehand: "
+        f"--fix '{names[0]}=OPTION'"
+    )
+
+
+def _values(space: SearchSpace, names: Sequence[str], row: Sequence[int]) -> list[Value]:
+    columns = (space.column[name] for name in names)
     return [space.dimensions[column].options[row[column]] for column in columns]

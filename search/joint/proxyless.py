@@ -15,6 +15,7 @@ from ofa.counts import block_macs, block_params
 from ofa.progress import say
 from ofa.run_dir import Run
 from ofa.spaces import get_space
+from ofa.training.data import steps_per_epoch
 from ofa.training.distributed import join
 from ofa.training.evaluation import evaluate
 from search.drawing import write_network
@@ -68,6 +69,7 @@ def search_gates(
         if world.size > 1:
             raise SearchError(f"{world.size} processes were started, but a search by gates runs in one; leave out torchrun")
         images = open_images(data, _Images.of(config, side), validation_fraction=validation_fraction, flip=flip)
+        config.require_alpha_steps(steps_per_epoch(images.weights, config.batch_size))
         choices = open_choices(get_space(config.space, num_classes=len(images.source.classes)), config.fix)
         latency = LatencyLoss(choices, _open_table(table, choices), config) if table and not by_reward else None
         objective = open_objective(choices.sub_space, reward, where, table) if by_reward else None
@@ -123,6 +125,12 @@ def _check_costs(config: GatesConfig, table: Path | None, reward: str | None, wh
             f"target_ms is {config.target_ms:g}, but there is no latency table" if config.target_ms else f"{table}: has no target"
         )
         raise SearchError(f"{given}; give --target-ms and --table, or neither")
+    for name in ("latency_weight", "latency_loss"):
+        if table is None and getattr(config, name) != getattr(GatesConfig(), name):
+            raise SearchError(
+                f"{name} is {getattr(config, name)}, but no latency matters to this search; give --target-ms and --table, or "
+                "leave it out"
+            )
 
 
 def _open_table(path: Path, choices: OpenChoices) -> LatencyTable:

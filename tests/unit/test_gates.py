@@ -98,6 +98,18 @@ class Shared(SearchSpace):
         return (*convolutions, fixed("pool", "pool", 8, 8, 1), fixed("classifier", "linear", 8, 3, None, bias=True))
 
 
+@dataclasses.dataclass(frozen=True)
+class Rewired(Shared):
+    """A choice that decides, besides blocks, what another block reads."""
+
+    @property
+    def slots(self):
+        reads = lambda k: ("conv1", "conv0") if k == 1 else ("conv1", "conv1")  # noqa: E731
+        add = fixed("add", "add", 8, 8, 8, num_inputs=2)
+        first, second, *rest = super().slots
+        return (first, second, dataclasses.replace(add, reads=reads, reads_on=("kernel_size",)), *rest)
+
+
 SPACES = {
     "shufflenet": (get_space(SHUFFLE, num_classes=3), ()),
     "mobilenet": (MOBILE, FIX),  # two choices a block
@@ -202,6 +214,21 @@ def test_pairs_are_drawn_without_replacement_and_the_likelier_computes_more_ofte
         assert np.mean([draw == (i, j) for draw in draws]) == pytest.approx(expected, abs=4 * math.sqrt(expected / 6000))
 
 
+def test_pairs_and_entropy_where_all_but_one_probability_is_rounded_to_0():
+    gates = made_gates([0.0, -3000.0, -2000.0, -4000.0])
+    assert float(gates.entropy().detach()) == 0
+    (entropy_by,) = torch.autograd.grad(gates.entropy(), [gates.logits[0]])
+    assert torch.isfinite(entropy_by).all()
+    assert gates.draw_pairs(np.random.default_rng(0)).options[0].tolist() == [0, 2]
+
+
+def test_alphas_must_have_a_step_after_the_warm_up():
+    config = GatesConfig(epochs=3, warmup_epochs=1, alpha_every=5)
+    config.require_alpha_steps(2)  # the fifth of steps 3 to 6
+    with pytest.raises(OfaError, match="steps 2 to 3, after the warm-up, hold no multiple"):
+        config.require_alpha_steps(1)
+
+
 def test_rescaling_leaves_the_others_probabilities():
     """Logits 0, 1, 2, 3; those of 1 and 3 move to 1.5 and 2: both are shifted by what makes their exponentials' sum e + e^3."""
     gates = made_gates([0.0, 1.0, 2.0, 3.0])
@@ -301,7 +328,7 @@ def test_the_factor_needs_milliseconds_above_one():
         (
             MOBILE,
             (),
-            "the shape of block stem, or what it reads, depends on resolution; gates choose between blocks of equal shape",
+            "the shape of block stem depends on resolution; gates choose between blocks of equal shape in one wiring",
         ),
         (
             MOBILE,
@@ -313,6 +340,8 @@ def test_the_factor_needs_milliseconds_above_one():
         (MOBILE, ("resolution=9",), "resolution has the options 8, 16"),
         (MOBILE, ("width=9",), "expected NAME=OPTION with the name, or a pattern, of one of: resolution, stage1.depth"),
         (MOBILE, ("resolution",), "expected NAME=OPTION"),
+        (Rewired(), (), "the wiring, which blocks add reads, depends on kernel_size; gates choose"),
+        (get_space("darts_rnn"), (), "read no images"),
         (get_space("mobilenet_v2"), (), "no choice is left to be decided"),
         (MOBILE, ("*=8", "*=2", "*=3"), "has the options"),
     ],
@@ -458,6 +487,9 @@ def test_reinforce_finds_it_too(tmp_path):
         ({"update": "reinforce", "target_ms": 3.0}, "reinforce takes a reward with limits"),
         ({"update": "guess"}, "update is 'guess', expected one of: gradient, reinforce"),
         ({"warmup_epochs": 3}, "alphas would never learn"),
+        ({"alpha_every": 1000}, "alphas would never learn"),
+        ({"latency_weight": 0.3}, "latency_weight is 0.3, but no latency matters to this search"),
+        ({"latency_loss": "multiply"}, "latency_loss is multiply, but no latency matters to this search"),
         ({"latency_loss": "divide"}, "expected one of: add, multiply"),
     ],
 )
