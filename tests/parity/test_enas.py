@@ -49,7 +49,7 @@ def test_released_micro_network_has_the_published_size():
 
 
 def test_released_macro_network_has_the_size_of_its_code():
-    # 42,559,392 is what the release builds (shared notes); its separable operations are full convolutions
+    # 42,559,392 is what the release builds; its separable operations are full convolutions
     space, arch = arch_of_arc(published_arc("enas_macro"), space="enas_macro:layers=24,channels=96,separable=no")
     found = size(space, arch)
     assert found[0] == 42_559_392

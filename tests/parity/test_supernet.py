@@ -123,7 +123,7 @@ def test_macs_and_params_equal_torchs_own_counters(name, random_archs):
 
 
 def test_every_kind_has_a_counter_and_an_emitter():
-    from deploy.emit import EMITTERS
+    from deploy.emitters import EMITTERS
 
     assert KINDS.keys() == MACS.keys() == PARAMS.keys() == EMITTERS.keys()
 
