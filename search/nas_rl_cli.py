@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ofa.run_dir import Run
 
 SHARED = ("children", "controller_lr", "baseline_decay", "lr", "batch_size", "seed")  # settings of both kinds of search
-OF_CHAINS = ("layers", "least_layers", "grow_every", "strides", "resolution")  # of no effect on other spaces of images
+OF_CNN = ("layers", "least_layers", "strides", "resolution")  # other spaces of images have numbers in their names
+OF_CHAINS = (*OF_CNN, "grow_every")
 OF_IMAGES = ("last_epochs", "schedule", "weight_decay", "max_images", "entropy_weight", "reward_power")
 REWARDED = ("reward", "where", "table")
 OF_TEXT = ("tokens", "max_vocabulary", "features", "bptt", "base")
@@ -53,7 +54,8 @@ def nas_rl(
     layers: Annotated[int | None, typer.Option(help="cnn: most layers; default 15.")] = None,
     least_layers: Annotated[int | None, typer.Option(help="cnn: layers that the search begins with; default 6.")] = None,
     grow_every: Annotated[
-        int | None, typer.Option(help="cnn: children after which there may be two layers more; default 1,600.")
+        int | None,
+        typer.Option(help="cnn, nas_rl_cnn:...: children after which there may be two layers more; default 1,600."),
     ] = None,
     strides: Annotated[int | None, typer.Option(help="cnn: 1 (default): none; 3: layers choose from 1, 2 and 3.")] = None,
     resolution: Annotated[int | None, typer.Option(help="cnn: input pixels; default 32.")] = None,
@@ -131,7 +133,9 @@ def nas_rl(
         return None
     refuse(given, ("text", "dropout", *OF_TEXT), "this searches networks for images")
     if space != "cnn":
-        refuse(given, OF_CHAINS, f"--space {space} comes with numbers of its own")
+        refuse(given, OF_CNN, f"--space {space} comes with numbers of its own")
+        if "grow_every" in given:
+            _require_growing(given, space)
     from search.joint.nas_rl import search_nas_rl
     from search.joint.nas_rl_config import NasRlConfig
 
@@ -150,6 +154,14 @@ def nas_rl(
     )
     _show(run)
     return run.path
+
+
+def _require_growing(given: dict[str, Any], space: str) -> None:
+    from ofa.conv_chain_space import ConvChainSpace
+    from ofa.spaces import get_space
+
+    if not isinstance(get_space(space), ConvChainSpace):
+        refuse(given, ("grow_every",), f"networks of --space {space} do not grow")
 
 
 def _renamed(given: dict[str, Any], **names: str) -> dict[str, Any]:

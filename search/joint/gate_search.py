@@ -22,6 +22,7 @@ from ofa.training.config import TrainConfig
 from ofa.training.data import Images, in_batches, steps_per_epoch, training_batch
 from ofa.training.optimizer import make_optimizer
 from search.joint.controllers.policy_gradient import PolicyGradient
+from search.joint.controllers.sequences import generator_of
 from search.joint.gate_latency import LatencyLoss
 from search.joint.gates import Gates, gated_logits, new_gates, pair_gradients, rows_of
 from search.joint.gates_config import GatesConfig
@@ -149,8 +150,7 @@ class GateSearch(SteppedSearch[Losses]):
         return self.images.preprocess(images.to(self.device), side), labels.to(self.device)
 
     def _generator(self, purpose: int, number: int) -> torch.Generator:
-        seed = np.random.SeedSequence((self.config.seed, number, purpose)).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
+        return generator_of(self.config.seed, number, purpose)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -83,8 +83,8 @@ class GatesConfig:
         total, before = self.epochs * epoch_steps, self.waits * epoch_steps
         if total // self.alpha_every == before // self.alpha_every:
             raise OfaError(
-                f"alpha_every is {self.alpha_every}, but steps {before + 1} to {total}, after the warm-up, hold no multiple of it; "
-                "alphas would never learn: lower it, or give more epochs"
+                f"alpha_every is {self.alpha_every}, but steps {before + 1} to {total}, after the warm-up, hold no multiple of "
+                "it; alphas would never learn: lower it, or give more epochs"
             )
 
     def learning_rate(self, done: float) -> float:

@@ -30,23 +30,25 @@ from ofa.run_dir import DataSource, Run, max_resolution
 from ofa.space import ArchConfig, SearchSpace
 from ofa.training.checkpoint import Checkpoint
 from ofa.training.data import ORIENTED, Preprocessing, load_images, split_validation
+from ofa.training.distributed import join
 from search.cell_drawing import cells_of
 from search.chain_drawing import chain_of, write_chain
 from search.drawing import write_network
 from search.engine import Engine
+from search.joint.best import KEPT, best_folders, write_best
 from search.joint.controllers import Controller, Sampled
 from search.joint.controllers.conv import ConvController
 from search.joint.controllers.flat import controller_of
 from search.joint.controllers.policy_gradient import PolicyGradient
+from search.joint.controllers.sequences import generator_of
 from search.joint.nas_rl_config import NasRlConfig
 from search.joint.objective import Objective, open_objective
-from search.joint.record import CHAIN, FOLDER, SearchError, open_or_create, write_found
+from search.joint.record import CHAIN, SearchError, open_or_create, write_found
 from search.joint.stepping import Optimizers, SteppedSearch
 from search.journal import JOURNAL
 from search.scratch import ScratchAccuracy
 
-BEST, NETWORK = "best", "network.svg"  # folder of the best children; drawing of what is neither chain nor cells
-KEPT = 5  # of them
+NETWORK = "network.svg"  # drawing of what is neither chain nor cells
 CHILDREN, WEIGHTS = 0x51, 0x52  # what is drawn from the seed and a step
 
 Losses = tuple[float | None, float | None]
@@ -84,6 +86,11 @@ def search_nas_rl(
         OfaError: for a bad argument, unreadable data, an existing search (without `resume`), or if no child can be trained.
     """
     config, out = config or NasRlConfig(), Path(out)
+    with join("cpu") as world:  # children are trained on `device`, maybe by other machines
+        if world.size > 1:
+            raise SearchError(
+                f"{world.size} processes were started, but this search runs in one; leave out torchrun, give --engine joblib:2"
+            )
     source = _describe(data, config, max_resolution(config.open_space()), validation_fraction, flip)
     space = config.open_space(len(source.classes))
     objective = open_objective(space, reward, where, table)
@@ -117,7 +124,7 @@ class ScratchSearch(SteppedSearch[Losses]):
         self, run: Run, config: NasRlConfig, space: SearchSpace, accuracy: ScratchAccuracy, objective: Objective
     ) -> None:
         self.config, self.space, self.accuracy, self.objective = config, space, accuracy, objective
-        self.controller = _controller(space, _generator(config.seed, 0, WEIGHTS))
+        self.controller = _controller(space, generator_of(config.seed, 0, WEIGHTS))
         super().__init__(
             run,
             self.controller,
@@ -143,7 +150,7 @@ class ScratchSearch(SteppedSearch[Losses]):
         """Draw children, train them, and move the controller; returns its loss."""
         depth = self.config.depth(self.space, self.step)
         with torch.no_grad():
-            tokens = self._draw(depth, generator=_generator(self.config.seed, self.step, CHILDREN)).tokens
+            tokens = self._draw(depth, generator=generator_of(self.config.seed, self.step, CHILDREN)).tokens
         archs = self.space.decode(self._population(tokens.numpy(), depth))
         top1 = self.accuracy(archs)
         rewards = self.objective(archs, top1) ** self.config.reward_power
@@ -206,12 +213,11 @@ class ScratchSearch(SteppedSearch[Losses]):
 
 def train_commands(run: Run) -> list[str]:
     """Return the commands that train the best children further, as Zoph and Le did: one of them may be the best after all."""
-    folders = sorted((run.path / FOLDER / BEST).glob("*"), key=lambda folder: int(folder.name))
     return [
         shlex.join(
             ["ofa", "train", "--arch", str(folder), "--data", run.data.source, "--out", f"{run.path}-trained{folder.name}"]
         )
-        for folder in folders
+        for folder in best_folders(run.path)
     ]
 
 
@@ -234,16 +240,10 @@ def _controller(space: SearchSpace, generator: torch.Generator) -> Controller:
     return controller_of(space, generator=generator)
 
 
-def _generator(seed: int, step: int, purpose: int) -> torch.Generator:
-    drawn = np.random.SeedSequence((seed, step, purpose)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(drawn[0] >> np.uint64(1)))
-
-
 def _write(run: Run, space: SearchSpace, best: Sequence[Child]) -> None:
     """Write the best children, and the very best with a drawing: of its layers, its cells, or else its blocks."""
     archs = [ArchConfig(space.name, tuple(child["values"])) for child in best]
-    for place, arch in enumerate(archs, 1):
-        write_json(run.path / FOLDER / BEST / str(place) / "arch.json", space.to_json(arch), sealed=True)
+    write_best(run.path, space, archs)
     if isinstance(space, CellSpace):
         genotype = space.to_genotype(archs[0])
         write_found(run.path, str(genotype), tuple(cells_of(genotype)), space, archs[0])

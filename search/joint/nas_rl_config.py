@@ -35,7 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and largest legal value
     "max_images": (0, math.inf),
     "seed": (0, 2**63 - 1),
 }
-OF_CONVOLUTIONS = ("layers", "least_layers", "strides", "resolution", "grow_every")  # of no effect on other spaces
+OF_CONVOLUTIONS = ("layers", "least_layers", "strides", "resolution")  # of no effect on spaces that are given by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class NasRlConfig:
     space: str = CONVOLUTIONS  # their convolutions, or the name of any space of images
     layers: int = 15  # most
     least_layers: int = 6  # that the search begins with, if there are so many
-    grow_every: int = 1_600  # children after which networks may have two layers more
+    grow_every: int = 1_600  # children after which networks may have two layers more; of chains of convolutions alone
     strides: int = 1  # 1: none; 3: layers choose from 1, 2, 3
     resolution: int = 32  # px that images are trained at
     children: int = 12_800  # architectures to train, in all
@@ -83,11 +83,13 @@ class NasRlConfig:
         """Return what is searched.
 
         Raises:
-            OfaError: for an unknown space, one of networks that read no images, or numbers that no network has.
+            OfaError: for an unknown space, one of a single network or of none that read images, or numbers that no network has.
         """
         space = get_space("nas_rl_cnn" if self.space == CONVOLUTIONS else self.space, num_classes=num_classes)
         if not space.slots:
             raise OfaError(f"space {self.space}: its networks read no images; expected {CONVOLUTIONS} or one of: ofa spaces")
+        if space.size() == 1:
+            raise OfaError(f"{space.name}: holds one network, so there is nothing to search; train it with: ofa train --arch")
         if self.space != CONVOLUTIONS:
             return space
         numbers = {"layers": self.layers, "strides": self.strides, "resolution": self.resolution}

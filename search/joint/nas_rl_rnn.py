@@ -25,21 +25,23 @@ from ofa.progress import progress, say, stop_after_step
 from ofa.space import ArchConfig
 from ofa.spaces.nas_rl_rnn import SPACE, TreeSpace
 from ofa.training.checkpoint import list_checkpoints, load_training, newest_checkpoint, save_checkpoint
+from ofa.training.distributed import join
 from ofa.training.language import LanguageConfig
 from ofa.training.text import batchify, load_text
 from ofa.training.text_config import TextConfig
-from ofa.training.text_loop import METRICS, open_or_create, perplexity_of
+from ofa.training.text_loop import METRICS, open_or_create, perplexity_of, require_one_process
 from ofa.tree_genotype import TreeGenotype
 from search.engine import Engine
+from search.joint.best import BEST, KEPT, write_best
 from search.joint.controllers.policy_gradient import PolicyGradient
+from search.joint.controllers.sequences import generator_of
 from search.joint.controllers.tree import TreeController
 from search.joint.nas_rl_rnn_config import NasRlRnnConfig
 from search.joint.record import DRAWING, FOLDER, GENOTYPE, SCHEMA, require_no_run
 from search.scratch_text import TextScratch
 from search.tree_drawing import write_tree
 
-TRIALS, BEST = "trials.jsonl", "best"
-KEPT = 5  # of the best children
+TRIALS = "trials.jsonl"
 WEIGHTS, CHILDREN = 0x51, 0x52  # what is drawn from the seed and a step
 
 
@@ -65,16 +67,18 @@ def search_tree(
         OfaError: for a bad argument, an unreadable text, an existing search (without `resume`), or if no child can be trained.
     """
     config, out = config or NasRlRnnConfig(), Path(out)
+    with join("cpu") as world:  # children are trained on `device`, maybe by other machines
+        require_one_process(world)
     require_no_run(out)
     corpus = load_text(text, kind=config.tokens, max_vocabulary=config.max_vocabulary)
     for stream, batch in ((corpus.train, config.batch_size), (corpus.valid, config.eval_batch_size)):
         batchify(stream, batch)  # raises before anything is written
     space = SPACE.with_numbers(base=config.base)
+    child = LanguageConfig(**{setting.name: getattr(config, setting.name) for setting in fields(TextConfig)})
     opened = engine if isinstance(engine, Engine) else Engine(engine)
     settings = {"method": "nas_rl_rnn", **asdict(config), "text_sha256": corpus.sha256}
-    open_or_create(out / FOLDER, SCHEMA, settings, resume=resume)
     try:
-        child = LanguageConfig(**{setting.name: getattr(config, setting.name) for setting in fields(TextConfig)})
+        open_or_create(out / FOLDER, SCHEMA, settings, resume=resume)
         scratch = TextScratch(space, text, corpus, child, out / FOLDER / TRIALS, engine=opened, device=device)
         search = TreeSearch(out / FOLDER, space, scratch, config)
         say(
@@ -95,7 +99,7 @@ class TreeSearch:
 
     def __init__(self, folder: Path, space: TreeSpace, scratch: TextScratch, config: NasRlRnnConfig) -> None:
         self.folder, self.space, self.scratch, self.config = folder, space, scratch, config
-        self.controller = TreeController(space.base, generator=_generator(config.seed, 0, WEIGHTS))
+        self.controller = TreeController(space.base, generator=generator_of(config.seed, 0, WEIGHTS))
         self.policy = PolicyGradient(
             self.controller,
             lr=config.controller_lr,
@@ -112,7 +116,7 @@ class TreeSearch:
         """Draw children, train them, and move the controller; returns what to note."""
         drawn = self.config.batch_children
         with torch.no_grad():
-            tokens = self.controller(drawn, generator=_generator(self.config.seed, self.step, CHILDREN)).tokens
+            tokens = self.controller(drawn, generator=generator_of(self.config.seed, self.step, CHILDREN)).tokens
         archs = self.space.decode(tokens.numpy().astype(np.int16))
         scores = self.scratch(archs).tolist()
         # scored anew: the graph of the draw would have waited for hours
@@ -170,8 +174,7 @@ class TreeSearch:
 
 def _write(text: Path | str, out: Path, space: TreeSpace, best: list[tuple[float, ArchConfig]]) -> TreeGenotype:
     """Write what was found, and say what is next."""
-    for place, (_, arch) in enumerate(best, 1):
-        write_json(out / FOLDER / BEST / str(place) / "arch.json", space.to_json(arch), sealed=True)
+    write_best(out, space, [arch for _, arch in best])
     score, arch = best[0]
     genotype = space.to_genotype(arch)
     write_bytes(out / GENOTYPE, f"{genotype}\n".encode())
@@ -184,8 +187,3 @@ def _write(text: Path | str, out: Path, space: TreeSpace, best: list[tuple[float
     )
     say(f"next: {shlex.join(['ofa', 'train-text', str(out), '--text', str(text), '--out', f'{out}-trained'])}")
     return genotype
-
-
-def _generator(seed: int, step: int, purpose: int) -> torch.Generator:
-    drawn = np.random.SeedSequence((seed, step, purpose)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(drawn[0] >> np.uint64(1)))

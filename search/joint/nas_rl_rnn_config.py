@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ofa.errors import OfaError
 from ofa.training.text_config import TextConfig
+from search.joint.config import check_numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class NasRlRnnConfig(TextConfig):
 
     def __post_init__(self) -> None:
         TextConfig.__post_init__(self)  # a class with slots is made anew, which super() without arguments does not know
+        check_numbers(self, {"controller_lr": (1e-9, math.inf)})  # 0 would search nothing
         if self.children % self.batch_children:
             raise OfaError(f"children is {self.children}, expected a multiple of batch_children, {self.batch_children}")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,9 @@ from ofa.genotype import parse_genotype
 from ofa.run_dir import Run
 from ofa.space import ArchConfig
 from ofa.spaces import get_space
+from ofa.training.distributed import World
 from search.joint import nas_rl
+from search.joint.best import best_folders, write_best
 from search.joint.controllers.conv import ConvController
 from search.joint.nas_rl import ScratchSearch, search_nas_rl, train_commands
 from search.joint.nas_rl_config import NasRlConfig
@@ -211,6 +214,27 @@ def test_a_child_that_is_drawn_again_takes_one_place_among_the_best(tmp_path, to
     assert ArchConfig(space.name, tuple(search.best[0]["values"])) == archs[1]
 
 
+def test_best_children_of_before_are_removed_and_what_is_no_number_is_left_alone(tmp_path):
+    space = TINY.open_space()
+    archs = space.decode(space.sample(np.random.default_rng(0), 3))
+    write_best(tmp_path, space, archs)
+    (tmp_path / "nas" / "best" / "mine").mkdir()
+    write_best(tmp_path, space, archs[:2])
+    assert [folder.name for folder in best_folders(tmp_path)] == ["1", "2"]
+    assert sorted(folder.name for folder in (tmp_path / "nas" / "best").glob("*")) == ["1", "2", "mine"]
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    @contextmanager
+    def two(device="auto"):
+        yield World(0, 2, torch.device("cpu"))
+
+    monkeypatch.setattr(nas_rl, "join", two)
+    with pytest.raises(SearchError, match="2 processes were started, but this search runs in one; leave out torchrun"):
+        search_nas_rl("digits", tmp_path / "run", config=TINY)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -228,6 +252,8 @@ def test_settings_that_make_no_search_are_refused(settings, message):
 def test_spaces_and_images_that_cannot_be_searched_are_refused(tmp_path):
     with pytest.raises(OfaError, match="read no images"):
         search_nas_rl("digits", tmp_path / "run", config=dataclasses.replace(TINY, space="darts_rnn"))
+    with pytest.raises(OfaError, match="mobilenet_v2: holds one network, so there is nothing to search"):
+        search_nas_rl("digits", tmp_path / "run", config=dataclasses.replace(TINY, space="mobilenet_v2"))
     with pytest.raises(SearchError, match="192 training images, fewer than batch_size 256"):
         search_nas_rl("digits", tmp_path / "run", config=dataclasses.replace(TINY, batch_size=256))
     with pytest.raises(SearchError, match="validation_fraction is 1"):
@@ -246,6 +272,15 @@ def test_the_command_line_searches_and_says_what_comes_next(tmp_path, cli):
         ("--space", "rnn", "--layers", 3): "--layers 3: --space rnn searches a cell for text",
         ("--data", "digits", "--text", "x"): "--text x: this searches networks for images",
         ("--data", "digits", "--space", "nasbench201", "--layers", 3): "--layers 3: --space nasbench201",
+        (
+            "--data",
+            "digits",
+            "--space",
+            "nasbench201",
+            "--grow-every",
+            3,
+        ): "--grow-every 3: networks of --space nasbench201 do not",
+        ("--space", "nas_rl_cnn:layers=4", "--grow-every", 3): "a search needs images",  # it may be given
         (): "a search needs images",
     }
     from typer.testing import CliRunner

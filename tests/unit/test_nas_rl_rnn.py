@@ -92,7 +92,7 @@ def test_rewards_and_baseline_are_those_of_the_children(searched):
     search = TreeSearch(out / "nas", TREES, None, SMALL)
     baseline = None
     for step, line in enumerate(records(out)):
-        drawn = search.controller(4, generator=nas_rl_rnn._generator(SMALL.seed, step, nas_rl_rnn.CHILDREN))
+        drawn = search.controller(4, generator=nas_rl_rnn.generator_of(SMALL.seed, step, nas_rl_rnn.CHILDREN))
         archs = TREES.decode(drawn.tokens.numpy().astype(np.int16))
         rewards = [80 / math.exp(-scores[arch.values]) ** 2 for arch in archs]
         mean = float(np.mean(rewards))
@@ -223,6 +223,8 @@ def test_settings_that_make_no_sense_are_refused(text, tmp_path):
     assert NasRlRnnConfig().updates == 1875
     with pytest.raises(OfaError, match="children is 10, expected a multiple of batch_children, 4"):
         replace(SMALL, children=10)
+    with pytest.raises(OfaError, match=r"controller_lr is 0\.0, expected a number of at least 1e-09"):
+        replace(SMALL, controller_lr=0.0)
     with pytest.raises(OfaError, match="nas_rl_rnn: base is 3"):
         search_tree(text, tmp_path / "run", config=replace(SMALL, base=3))
     with pytest.raises(TextError, match="too short for 500 side by side"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,3 +80,9 @@ class Sequences:
     def entropy(self) -> Tensor:
         """Return the entropies of the choices, added up, (n,)."""
         return torch.stack(self._entropies).sum(0) if self._entropies else self.zeros
+
+
+def generator_of(seed: int, number: int, purpose: int) -> torch.Generator:
+    """Return what draws for one purpose at one step of a search: another stream for each of the three."""
+    drawn = np.random.SeedSequence((seed, number, purpose)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(drawn[0] >> np.uint64(1)))
