@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ofa.cli import Resume
+from ofa.errors import OfaError
 from search.given import needed, refuse, some
 
 if TYPE_CHECKING:
     from ofa.run_dir import Run
 
+SPACES = ("micro", "macro", "rnn")
 SHARED = ("epochs", "batch_size", "lr", "controller_steps", "controller_lr", "candidates", "seed")  # settings of every search
-OF_IMAGES = ("depth", "channels", "resolution", "restart_epochs", "samples", "train_portion", "max_images")
+OF_IMAGES = ("depth", "channels", "final_channels", "resolution", "restart_epochs", "samples", "train_portion", "max_images")
 OF_TEXT = ("tokens", "max_vocabulary", "features", "bptt")
 IMAGES_ALONE = ("data", *(name for name in OF_IMAGES if name != "samples"), "reward", "where", "table", "flip")
 
@@ -36,12 +38,18 @@ def enas(
     ] = None,
     variant: Annotated[
         str | None,
-        typer.Option(help="paper (default), or release: what the published code does where it is not what the paper says."),
+        typer.Option(
+            help="Rules: paper (default), or release: what the published code does otherwise. "
+            "Numbers of images are the code's in both."
+        ),
     ] = None,
     depth: Annotated[
         int | None, typer.Option(help="Of the network of shared weights: cells (micro, default 8) or layers (macro, 12).")
     ] = None,
     channels: Annotated[int | None, typer.Option(help="Of its first cells or layers; default 20, macro 36.")] = None,
+    final_channels: Annotated[
+        int | None, typer.Option(help="Of the first cells or layers of the network to be trained; default 36.")
+    ] = None,
     resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
     epochs: Annotated[
         int | None,
@@ -78,7 +86,10 @@ def enas(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help='Target of the reward, e.g. "macs <= 300M" or "latency@pi4 <= 12ms"; of the network to be trained.'),
+        typer.Option(
+            help='Target of the reward, e.g. "macs <= 300M" or "latency@pi4 <= 12ms"; of the network to be trained: '
+            "17 cells (micro) or --depth layers (macro), of --final-channels, which the command printed at the end trains."
+        ),
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Latency table of the device, made by `ofa profile`.")] = None,
     tokens: Annotated[str | None, typer.Option(help="rnn: words (default) or characters.")] = None,
@@ -101,7 +112,8 @@ def enas(
 
     An epoch trains the shared weights, each step one architecture of the controller's; then it trains the controller, rewarded by
     accuracy on images that the weights do not learn from. At the end some architectures are measured, and the best is found.
-    Defaults are the published ones, which are meant for a GPU. Pham et al. 2018 (arXiv 1802.03268).
+    Pham et al. 2018 (arXiv 1802.03268). Defaults are meant for a GPU. They are numbers of the published code; the paper names
+    temperature 5, tanh constant 2.5, controller's rate 0.00035, entropy weights 0.1 (images) and 0.0001 (text).
 
     Example: ofa nas enas --space micro --data cifar10 --out runs/enas
 
@@ -113,6 +125,8 @@ def enas(
     Recurrent: ofa nas enas --space rnn --text words.txt --out runs/rnn
     """
     given = {name: value for name, value in locals().items() if value is not None}
+    if space not in SPACES:
+        raise OfaError(f"space is {space!r}, expected one of: {', '.join(SPACES)}")
     if space == "rnn":
         refuse(given, IMAGES_ALONE, "--space rnn searches a cell for text")
         _search_text(text, out, given, resume=resume is Resume.auto, device=device)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,6 +67,7 @@ class AlternatingSearch(SteppedSearch[Losses]):
         self.batches = TrainConfig(batch_size=config.batch_size, seed=config.seed)
         self.best = -np.inf  # reward so far
         self.noted: dict[str, list[float]] = {}  # of this epoch's steps of the controller
+        self._order: tuple[int, NDArray[np.int64]] | None = None  # pass over the controller's images, their order in it
         self._children: tuple[int, Tensor] | None = None  # epoch, tokens of the architectures of its weights' steps
 
     # -- steps ---------------------------------------------------------------------------------------------------------
@@ -118,8 +120,9 @@ class AlternatingSearch(SteppedSearch[Losses]):
         """
         images, size = self.images.alphas, self.config.batch_size
         turn, place = divmod(number, len(images) // size)
-        order = np.random.default_rng((self.config.seed, turn, ORDER)).permutation(len(images))
-        batch = order[place * size : (place + 1) * size]
+        if self._order is None or self._order[0] != turn:
+            self._order = (turn, np.random.default_rng((self.config.seed, turn, ORDER)).permutation(len(images)))
+        batch = self._order[1][place * size : (place + 1) * size]
         self.shared.train()
         noise = self._noise(ORDER, number) if self.config.dropout_in_reward else None
         logits = self.shared(self._prepared(images.images[batch]), self.space.shared_arch(tokens), noise)

@@ -27,13 +27,16 @@ class Candidate:
     params: int
 
 
-def write_candidates(folder: Path, ranked: Sequence[Candidate], *, images: int) -> None:
+def write_candidates(folder: Path, ranked: Sequence[Candidate], *, images: int, held_out_top1: float, held_out: int) -> None:
     """Write a ranking.
 
     Args:
         images: on which accuracies were measured.
+        held_out_top1: accuracy of the best on images that nothing was chosen by, in [0, 1]; the shared weights are the same.
+        held_out: the number of those images.
     """
-    write_json(folder / CANDIDATES, {"schema": SCHEMA, "images": images, "candidates": [asdict(c) for c in ranked]})
+    measured = {"images": images, "held_out_top1": held_out_top1, "held_out": held_out}
+    write_json(folder / CANDIDATES, {"schema": SCHEMA, **measured, "candidates": [asdict(c) for c in ranked]})
 
 
 def read_candidates(folder: Path) -> tuple[list[Candidate], int]:

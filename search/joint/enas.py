@@ -12,10 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ofa.artefacts import write_bytes, write_json
 from ofa.cell_space import CellSpace
 from ofa.counts import block_macs, block_params
+from ofa.formats.enas import parse_arc
 from ofa.progress import say
 from ofa.run_dir import Run
 from ofa.space import ArchConfig, SearchSpace
@@ -55,14 +57,14 @@ def search_enas(
         reward: mnasnet_soft, mnasnet_hard or mobilenetv3: what costs are worth (search.joint.objective); None = accuracy alone.
         where: limits on costs of the network that is to be trained, the targets of `reward`.
         table: latency table for limits on latency.
-        validation_fraction: share of the training images held out, which this search never sees.
+        validation_fraction: share of the training images held out; what is found is measured on them once.
         flip: whether augmentation may mirror images; None = unless they are digits or clothes.
         device: "auto", "cpu", "cuda", ...
     Raises:
         OfaError: for a bad argument, unreadable data, an existing search (without `resume`), or a loss that is not finite.
     """
     config, out = config or EnasConfig(), Path(out)
-    open_objective(ChildSpace.of(config, 10).whole, reward, where, table)  # refuses sizes and limits before images are loaded
+    open_objective(ChildSpace.of(config, 10).whole, reward, where, table, price_now=False)  # before images are loaded
     with join(device) as world:
         if world.size > 1:
             raise SearchError(f"{world.size} processes were started, but this search runs in one; leave out torchrun")
@@ -79,7 +81,13 @@ def search_enas(
         search.load()
         search.run_steps()
         ranked, arch = _choose(search, space, objective)
-        write_candidates(search.folder, ranked, images=len(images.alphas))
+        best = space.shared_arch(torch.tensor(parse_arc(ranked[0].arc)))
+        (top1,) = evaluate(search.shared, [best], images.weights, images.held_out, images.preprocess)
+        say(
+            f"found: top-1 with the shared weights {ranked[0].top1:.4f} on the {len(images.alphas)} images of the ranking, "
+            f"{top1:.4f} on {len(images.held_out)} held out, that nothing was chosen by"
+        )
+        write_candidates(search.folder, ranked, images=len(images.alphas), held_out_top1=top1, held_out=len(images.held_out))
         _write(run, space.whole, ranked[0].arc, arch)
     return run
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 RANGES: dict[str, tuple[float, float]] = {  # least and largest legal value
     "depth": (1, 200),
     "channels": (2, 1024),
+    "final_channels": (2, 1024),
     "resolution": (8, 1024),
     "epochs": (1, math.inf),
     "batch_size": (2, math.inf),
@@ -67,14 +68,15 @@ VARIANTS: dict[str, dict[str, Any]] = {  # where the released code does otherwis
 class EnasConfig:
     """Settings, written to nas/config.json; a resumed search must be given the same.
 
-    Defaults are those of the released micro search on CIFAR-10, with the rules of the paper: Pham et al. 2018 (ENAS, arXiv
-    1802.03268), sections 2.2 and 3.2.
+    Defaults are the numbers of the released micro search on CIFAR-10, in both variants, with the rules of the paper: Pham et al.
+    2018 (ENAS, arXiv 1802.03268), sections 2.2 and 3.2. See `configure`.
     """
 
     space: str = "micro"  # or macro
     variant: Variant = "paper"  # of the controller and of the network of shared weights: see `configure`
     depth: int = 8  # of the network of shared weights: cells (micro), layers (macro)
     channels: int = 20  # after the stem; a cell's, before the first reduction
+    final_channels: int | None = None  # of the network that is to be trained, which limits price; None = 36
     resolution: int = 32  # px that images are trained at
     epochs: int = 150  # each a pass over the images of the weights, then steps of the controller
     batch_size: int = 160  # images of a step of the weights, and of a reward
@@ -131,7 +133,11 @@ def configure(space: str, variant: str = "paper", **settings: Any) -> EnasConfig
     - rewards are measured with dropout;
     - the baseline begins at 0, so that at first everything that is drawn becomes more likely, instead of at the first rewards.
 
-    Rates, sizes and other numbers are the released ones in both. Neither has what has no effect there, or an odd one: drop path,
+    A variant is about rules. Numbers are those of the released code in both, also where the paper names others: it has a
+    temperature of 5, a tanh constant of 2.5, a controller's learning rate of 0.00035 and an entropy weight of 0.1; the code
+    has no temperature, tanh constants of 1.1 (micro) and 1.5 (macro), rates of 0.0035 and 0.001, and a weight of 0.0001.
+
+    Neither has what has no effect there, or an odd one: drop path,
     which its network of shared weights does not read, and the auxiliary classifier, whose own weights it never trains.
 
     Raises:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from search.joint.controllers.micro import MicroController
 from search.joint.enas_config import EnasConfig
 
 Space = CellSpace | MacroSpace
+MOST_KNOWN = 4096  # architectures that are kept as tokens were translated to them
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class ChildSpace:
     """The same choices in two networks; both know an architecture by ENAS' tokens."""
 
     shared: Space  # of the weights that all children share
-    whole: Space  # of what is found, as it is to be trained
+    whole: Space  # of what is found, as it is to be trained and as limits on costs price it
+    _known: dict[tuple[bool, tuple[int, ...]], ArchConfig] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, config: EnasConfig, num_classes: int) -> ChildSpace:
@@ -38,7 +38,8 @@ class ChildSpace:
         """
         whole = get_space(f"enas_{config.space}", num_classes=num_classes)
         assert isinstance(whole, CellSpace | MacroSpace)
-        whole = whole.with_numbers(resolution=config.resolution)
+        final = {} if config.final_channels is None else {"channels": config.final_channels}
+        whole = whole.with_numbers(resolution=config.resolution, **final)
         if isinstance(whole, CellSpace):
             return cls(whole.with_numbers(cells=config.depth, channels=config.channels, join="conv"), whole)
         whole = whole.with_numbers(layers=config.depth)
@@ -48,11 +49,11 @@ class ChildSpace:
 
     def shared_arch(self, tokens: Tensor) -> ArchConfig:
         """Return an architecture of the network of shared weights; `tokens`: (length,)."""
-        return _arch(self.shared, tuple(tokens.tolist()))
+        return self._arch(self.shared, tuple(tokens.tolist()))
 
     def arch(self, tokens: Tensor) -> ArchConfig:
         """Return the same in the network that is to be trained."""
-        return _arch(self.whole, tuple(tokens.tolist()))
+        return self._arch(self.whole, tuple(tokens.tolist()))
 
     def arc(self, arch: ArchConfig) -> str:
         """Return the tokens of an architecture that is to be trained as ENAS writes them, states of a node in order."""
@@ -64,7 +65,10 @@ class ChildSpace:
             return MicroController(self.shared.nodes, variant=config.variant, generator=generator)
         return MacroController(self.shared.layers, skip_target=config.skip_target, variant=config.variant, generator=generator)
 
-
-@lru_cache(maxsize=4096)
-def _arch(space: Space, arc: Sequence[int]) -> ArchConfig:
-    return micro_arch(space, arc) if isinstance(space, CellSpace) else macro_arch(space, arc)
+    def _arch(self, space: Space, arc: tuple[int, ...]) -> ArchConfig:
+        key = (space is self.whole, arc)
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = micro_arch(space, arc) if isinstance(space, CellSpace) else macro_arch(space, arc)
+        return self._known[key]

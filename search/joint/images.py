@@ -1,4 +1,4 @@
-"""The images of a search by gradients: one share for weights, one for alphas, one held out of it."""
+"""The images of a search of weights and architecture: one share for each of them, and one held out."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class SearchImages(NamedTuple):
     source: DataSource
     preprocess: Preprocessing
     weights: Images  # that weights learn from
-    alphas: Images  # that alphas learn from
+    alphas: Images  # that the architecture is decided by: alphas learn from them, or a controller is rewarded on them
     held_out: Images
 
     def __str__(self) -> str:
         return (
-            f"images of {len(self.source.classes)} classes: {len(self.weights)} for weights, {len(self.alphas)} for alphas; "
-            f"{len(self.held_out)} held out"
+            f"images of {len(self.source.classes)} classes: {len(self.weights)} for weights, {len(self.alphas)} for the "
+            f"architecture; {len(self.held_out)} held out"
         )
 
 
@@ -47,7 +47,7 @@ def open_images(data: str, settings: ImageSettings, *, validation_fraction: floa
 
     Args:
         data: name, directory or archive of images (ofa.training.data.load_images).
-        validation_fraction: share held out, which the search never sees.
+        validation_fraction: share held out, which decides nothing in the search.
         flip: whether augmentation may mirror images; None = unless they are digits or clothes.
     Raises:
         OfaError: for unreadable data, no such share, or too few images for a batch.
@@ -62,7 +62,7 @@ def open_images(data: str, settings: ImageSettings, *, validation_fraction: floa
 
 
 def split_halves(train: Images, settings: ImageSettings) -> tuple[Images, Images]:
-    """Split training images into those for weights and those for alphas, the same share of every class.
+    """Split training images into those for weights and those for the architecture, the same share of every class.
 
     Raises:
         SearchError: if either would be smaller than a batch.
@@ -80,7 +80,7 @@ def split_halves(train: Images, settings: ImageSettings) -> tuple[Images, Images
     least = min(len(first), len(second))
     if least < settings.batch_size:
         raise SearchError(
-            f"{len(first)} images for weights and {len(second)} for alphas, fewer than batch_size {settings.batch_size}; "
-            "lower --batch-size or give more images"
+            f"{len(first)} images for weights and {len(second)} for the architecture, fewer than batch_size "
+            f"{settings.batch_size}; lower --batch-size or give more images"
         )
     return first, second

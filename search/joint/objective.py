@@ -24,10 +24,13 @@ from latency.table import LatencyTable
 from latency.table_file import SCHEMA, read_table_file
 from ofa.artefacts import MAX_JSON_BYTES, parse_object, read_bounded, sha256_of
 from ofa.errors import OfaError
+from ofa.progress import say
 from ofa.space import ArchConfig, SearchSpace
 from search.constraints import Constraints
 from search.prices import counted, most, upper
 from search.rewards import REWARDS, mnasnet_reward
+
+MOST_KNOWN = 4096  # architectures whose costs are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +68,26 @@ class Objective:
         """
         if self._models or not self.limits:
             return np.column_stack([_bound(model, archs) for model in self._models.values()] or [np.empty((len(archs), 0))])
-        for arch in archs:
-            if arch not in self._known:
-                alone = self.space.restrict(arch)
-                self._known[arch] = [float(_bound(_cost_model(alone, limit, self._latency), [arch])[0]) for limit in self.limits]
-        return np.array([self._known[arch] for arch in archs]).reshape(len(archs), len(self.limits))
+        return np.array([self._priced(arch) for arch in archs]).reshape(len(archs), len(self.limits))
+
+    def _priced(self, arch: ArchConfig) -> list[float]:
+        """Price one architecture by its own blocks, once; of too many the oldest is forgotten."""
+        if arch not in self._known:
+            alone = self.space.restrict(arch)
+            costs = [float(_bound(_cost_model(alone, limit, self._latency), [arch])[0]) for limit in self.limits]
+            if len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[arch] = costs
+        return self._known[arch]
 
 
-def open_objective(space: SearchSpace, reward: str | None, where: Sequence[str], table: Path | None) -> Objective:
+def open_objective(
+    space: SearchSpace, reward: str | None, where: Sequence[str], table: Path | None, *, price_now: bool = True
+) -> Objective:
     """Open what a controller of a space is rewarded for.
+
+    The smallest network is priced at once, so that what has no price is refused before anything is trained. Of spaces of many
+    blocks that takes seconds, which rewards then do not take.
 
     Args:
         space: of the architectures that are priced, with the cells, channels and classes of the network that is to be paid for.
@@ -81,9 +95,10 @@ def open_objective(space: SearchSpace, reward: str | None, where: Sequence[str],
         where: limits, the targets of the reward, e.g. "latency@pi4 <= 12ms" or "macs <= 300M"; with a table a latency need not
             name the device. In tabulated spaces also shares of what the largest network costs: "macs <= 60%".
         table: a latency table. It prices blocks, whatever space it was measured on.
+        price_now: False = check the arguments alone, where the classes, and so the classifier, are not known yet.
     Raises:
         OfaError: for a reward without limits or limits without a reward, a limit on what is no cost or has no table, an unknown
-            reward, or a file that is no table.
+            reward, a file that is no table, or a block of the smallest network that the table does not hold.
     """
     if reward is not None and reward not in REWARDS:
         raise OfaError(f"unknown reward {reward!r}; known: {', '.join(REWARDS)}")
@@ -112,7 +127,11 @@ def open_objective(space: SearchSpace, reward: str | None, where: Sequence[str],
     models = {limit.key: _cost_model(priced, limit, latency) for limit in limits}
     facts = [space.name, space.num_classes, reward, [str(limit) for limit in limits], sha256_of(table) if table else None]
     fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
-    return Objective(space, reward, limits, fingerprint, latency, models if tabulated else {})
+    objective = Objective(space, reward, limits, fingerprint, latency, models if tabulated else {})
+    if price_now:
+        say(f"pricing {space.name}: {', '.join(models)}")
+        objective.costs([space.smallest])
+    return objective
 
 
 def _cost_model(space: SearchSpace, limit: Limit, latency: LatencyModel | None) -> CostModel:

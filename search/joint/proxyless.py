@@ -53,7 +53,7 @@ def search_gates(
             reinforce with a limit on latency.
         reward: of reinforce: mnasnet_soft, mnasnet_hard or mobilenetv3 (search.joint.objective); None = accuracy alone.
         where: of reinforce: limits on costs, the targets of the reward.
-        validation_fraction: share of the training images held out, which this search never sees.
+        validation_fraction: share of the training images held out; what is found is measured on them once.
         flip: whether augmentation may mirror images; None = unless they are digits or clothes.
         device: "auto", "cpu", "cuda", ...
     Raises:
@@ -84,11 +84,15 @@ def search_gates(
         search.load()
         search.run_steps()
         arch = choices.arch(search.gates.most_probable())
-        (top1,) = evaluate(search.shared, [arch], images.weights, images.alphas, images.preprocess)
+        top1, held_out = (
+            evaluate(search.shared, [arch], images.weights, some, images.preprocess)[0]
+            for some in (images.alphas, images.held_out)
+        )
         blocks = choices.space.blocks(arch).values()
         say(
             f"found {sum(map(block_macs, blocks)) / 1e6:.3g} M MACs, {sum(map(block_params, blocks)) / 1e6:.3g} M parameters; "
-            f"top-1 with the shared weights {top1:.4f} on {len(images.alphas)} images"
+            f"top-1 with the shared weights {top1:.4f} on the {len(images.alphas)} images that gates learnt "
+            f"from, {held_out:.4f} on {len(images.held_out)} held out"
         )
         write_json(out / "arch.json", choices.space.to_json(arch), sealed=True)
         write_network(out / DRAWING, choices.space.blocks(arch))

@@ -111,6 +111,7 @@ def write_found(out: Path, text: str, cells: tuple[Cell, ...], space: SearchSpac
 def train_command(run: Run) -> str:
     """Return a command that trains what a search of images has found, in a network as large as those of the literature.
 
+    Where costs were rewarded it is the very network that was priced, with the channels that the search was given.
     ENAS drops operations with a probability that grows with the depth, to 0.4 in the last cell; 0.2 is about its mean.
     """
     side = max_resolution(run.whole_space)
@@ -121,7 +122,11 @@ def train_command(run: Run) -> str:
         "enas_macro": ["--channels", "96", "--dropout", "0.5"],
     }
     space = run.space_name.partition(":")[0]
-    argv += large.get(space, [])
+    options = large.get(space, [])
+    searched = read_json(run.path / FOLDER / "config.json", schema=SCHEMA)
+    if options and (searched.get("reward") or searched.get("final_channels")):
+        options = [*options[: (at := options.index("--channels"))], *options[at + 2 :]]  # as arch.json says
+    argv += options
     if space in ("darts", "enas_micro"):
         argv += ["--cutout", str(side // 2)]
         argv += ["--auxiliary", "0.4"] if side >= AUXILIARY_SIDE else []

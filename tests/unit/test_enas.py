@@ -20,7 +20,7 @@ from ofa.space import ARCH_SCHEMA
 from ofa.spaces import get_space
 from ofa.supernet import Supernet
 from ofa.training.checkpoint import load_training, newest_checkpoint
-from search.joint import alternating, stepping
+from search.joint import alternating, enas_space, stepping
 from search.joint.alternating import AlternatingSearch
 from search.joint.candidates import read_candidates
 from search.joint.enas import search_enas
@@ -28,7 +28,7 @@ from search.joint.enas_config import EnasConfig, configure
 from search.joint.enas_space import ChildSpace
 from search.joint.images import open_images
 from search.joint.objective import open_objective
-from search.joint.record import open_or_create, read_search
+from search.joint.record import open_or_create, read_search, train_command
 
 TINY = {
     "channels": 2,
@@ -119,6 +119,26 @@ def test_which_networks_share_weights():
     assert (release.shared.name, release.whole.name) == ("enas_macro:growth=1,join=add", "enas_macro")
 
 
+def test_what_is_priced_is_what_is_trained(tmp_path):
+    large = ChildSpace.of(configure("macro", final_channels=96), 10)
+    assert (large.shared.name, large.whole.name) == ("enas_macro:join=conv", "enas_macro:channels=96")
+    run = opened(tmp_path / "x").run
+    assert "--channels 96" in train_command(run)
+    for number, settings in enumerate(({"reward": "mnasnet_soft"}, {"final_channels": 20})):
+        facts = {"method": "enas", **settings}
+        assert "--channels" not in train_command(open_or_create(tmp_path / str(number), run.space, run.data, facts, resume=False))
+
+
+def test_architectures_are_kept_with_their_spaces_and_not_without_end(monkeypatch):
+    monkeypatch.setattr(enas_space, "MOST_KNOWN", 2)
+    spaces = ChildSpace.of(tiny(), 10)
+    for operation in range(6):
+        tokens = torch.tensor([operation, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        assert spaces.arch(tokens) == macro_arch(spaces.whole, tokens.tolist())
+        assert spaces.shared_arch(tokens) == macro_arch(spaces.shared, tokens.tolist())
+    assert len(spaces._known) == 2
+
+
 @pytest.mark.parametrize(
     ("space", "settings", "message"),
     [
@@ -180,6 +200,10 @@ def test_the_best_of_the_candidates_is_found(whole):
     assert [c.reward for c in ranked] == sorted((c.reward for c in ranked), reverse=True)
     assert sum(c.drawn for c in ranked) == 3
     assert images == 50
+    record = json.loads((path / "nas" / "candidates.json").read_text())
+    held_out = record["held_out_top1"] * record["held_out"]
+    assert record["held_out"] > 0
+    assert round(held_out) == pytest.approx(held_out)
     assert all(c.reward == c.top1 for c in ranked)
     assert all(round(c.top1 * images) == pytest.approx(c.top1 * images) for c in ranked)  # a share of all of them
 
@@ -363,6 +387,8 @@ def test_rewards_are_measured_on_the_controllers_images_each_once_a_pass(tmp_pat
         drawn = [image.numpy().tobytes() for batch in turn for image in batch]
         assert all(drawn.count(image) <= own.count(image) for image in drawn)
     assert not torch.equal(batches[0], batches[per_pass])
+    seen.batch_top1(tokens, 1)  # of a pass that is over: as a search that goes on there
+    assert torch.equal(batches[-1], batches[1])
 
 
 def test_a_reward_is_the_accuracy_by_the_batchs_own_statistics(tmp_path):

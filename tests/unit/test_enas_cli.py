@@ -39,10 +39,13 @@ def test_the_arc_is_on_stdout_and_the_rest_is_not(searched):
     assert len(parse_arc(done.stdout)) == 10  # of 4 layers
     assert "must be trained anew" in done.stderr
     assert f"drawn in {out}/chain.svg; ranking: {out}/nas/candidates.json" in done.stderr
-    assert f"next: ofa train --arch {out}/arch.json --data digits --out {out}-trained --channels 96 --dropout 0.5" in done.stderr
+    assert f"next: ofa train --arch {out}/arch.json --data digits --out {out}-trained --dropout 0.5" in done.stderr  # as priced
     assert "--depth 24" in done.stderr
     assert f"ofa report {out}" in done.stderr
     assert (out / "chain.svg").read_text().startswith("<svg")
+    record = json.loads((out / "nas" / "candidates.json").read_text())
+    assert f"{record['held_out_top1']:.4f} on {record['held_out']} held out" in done.stderr
+    assert "pricing enas_macro:layers=4,resolution=8: macs" in done.stderr
 
 
 def test_the_command_and_its_settings_are_kept(searched):
@@ -131,7 +134,7 @@ def test_recurrent_cells(cli, tmp_path):
     ("arguments", "message"),
     [
         ([], "a search needs images: --data cifar10"),
-        (["--space", "nano", "--data", "digits"], "space is 'nano', expected one of: micro, macro"),
+        (["--space", "nano", "--data", "digits"], "space is 'nano', expected one of: micro, macro, rnn"),
         (["--space", "rnn"], "--space rnn needs a text"),
         (["--space", "rnn", "--text", "x", "--depth", "8"], "--depth 8: --space rnn searches a cell for text, which has no use"),
         (["--data", "digits", "--text", "x"], "--text x: --space micro searches on images"),
@@ -167,4 +170,5 @@ def test_help_teaches(cli):
     assert "Example: ofa nas enas --space micro --data cifar10 --out runs/enas" in text
     assert "On a processor begin small" in text
     assert "Compare" not in text
+    assert "the paper names temperature 5, tanh constant 2.5" in text
     assert "enas" in cli("nas", "--help").stdout

@@ -13,6 +13,7 @@ from ofa.errors import OfaError
 from ofa.slots import fixed
 from ofa.space import Dimension, SearchSpace, Slot
 from ofa.spaces import get_space
+from search.joint import objective as objective_module
 from search.joint.objective import open_objective
 
 SPACE = get_space("mbv3_tiny_image")
@@ -80,8 +81,10 @@ def test_several_limits_and_a_table(tmp_path):
 def test_a_table_serves_any_space_of_its_blocks(tmp_path):
     _, path = saved(get_space("darts:cells=4,channels=4"), tmp_path)
     wide = get_space("darts:cells=4,channels=8")
-    objective = open_objective(wide, "mnasnet_soft", ["latency@pi4 <= 4ms"], path)
     with pytest.raises(MissingBlockError, match=r"table of pi4 has no entry for \w+ .*nearest"):
+        open_objective(wide, "mnasnet_soft", ["latency@pi4 <= 4ms"], path)  # and not at the first reward
+    objective = open_objective(wide, "mnasnet_soft", ["latency@pi4 <= 4ms"], path, price_now=False)
+    with pytest.raises(MissingBlockError, match="has no entry"):
         objective([wide.largest], np.array([0.5]))
 
 
@@ -122,6 +125,16 @@ def test_spaces_that_cannot_be_tabulated(tmp_path):
     assert timed.costs([space.smallest]).tolist() == [[4.0]]
     with pytest.raises(MissingBlockError, match="3->200"):
         timed([space.largest], np.array([0.5]))
+
+
+def test_costs_of_too_many_architectures_are_forgotten(monkeypatch):
+    monkeypatch.setattr(objective_module, "MOST_KNOWN", 2)
+    space = Wide()
+    objective = open_objective(space, "mnasnet_hard", ["macs <= 10K"], None)
+    archs = space.decode(space.sample(np.random.default_rng(0), 5))
+    costs = objective.costs(archs)
+    assert len(objective._known) == 2
+    assert np.array_equal(objective.costs(archs), costs)
 
 
 def test_fingerprint_holds_all_that_counts(tmp_path):

@@ -31,7 +31,7 @@ class MacroController(Controller):
     - "release": the penalty takes sigmoid(q) for that chance, so that it is least where skips are drawn at a rate of 0.31 instead
       of 0.4; -log p times p of what was drawn stands for its entropy; 64 units.
 
-    The tanh constant is the release's in both.
+    The tanh constant is the release's in both, which has no temperature (the paper: 2.5 and a temperature of 5).
     Source: Pham et al. 2018 (arXiv 1802.03268), sections 2.2 and 3.2, and its code, general_controller.py.
     """
 

@@ -25,7 +25,8 @@ class MicroController(Controller):
     """Writes two cells; the reduction cell goes on from the LSTM's state after the normal one.
 
     Inputs are drawn from C tanh(attention), operations from C' tanh(h W), C' = C / op_tanh_divisor; the constants are those of
-    the release. A node that was chosen is the next input of the LSTM; the two given ones are zeros there, yet have a key that
+    the release in both variants (the paper: a temperature of 5 and a tanh constant of 2.5). A node that was chosen is the next
+    input of the LSTM; the two given ones are zeros there, yet have a key that
     attention sees. Variants:
 
     - "paper": 100 units; all operations are alike at first.

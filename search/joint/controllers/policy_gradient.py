@@ -30,7 +30,8 @@ class PolicyGradient:
     """Trains a controller with REINFORCE, a moving average of rewards as baseline, and Adam.
 
     Defaults are those of ENAS' code for the micro space; for the macro space it takes lr 0.001, for recurrent cells
-    entropy_weight 0.001. Zoph and Le: lr 0.0006 (recurrent cells 0.0005), betas (0.9, 0.999), eps 1e-8, entropy_weight 0,
+    entropy_weight 0.001. (The paper names lr 0.00035 and entropy_weight 0.1, of text 0.0001.)
+    Zoph and Le: lr 0.0006 (recurrent cells 0.0005), betas (0.9, 0.999), eps 1e-8, entropy_weight 0,
     baseline_first=False.
     Source: Williams 1992; Zoph and Le 2017 (arXiv 1611.01578), section 3.2; Pham et al. 2018 (arXiv 1802.03268), section 2.2.
     """
