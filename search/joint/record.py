@@ -123,8 +123,8 @@ def train_command(run: Run) -> str:
     }
     space = run.space_name.partition(":")[0]
     options = large.get(space, [])
-    searched = read_json(run.path / FOLDER / "config.json", schema=SCHEMA)
-    if options and (searched.get("reward") or searched.get("final_channels")):
+    searched = read_json(run.path / FOLDER / "config.json", schema=SCHEMA) if options else {}
+    if searched.get("reward") or searched.get("final_channels"):
         options = [*options[: (at := options.index("--channels"))], *options[at + 2 :]]  # as arch.json says
     argv += options
     if space in ("darts", "enas_micro"):
