@@ -27,7 +27,7 @@ from ofa.tree_genotype import TreeGenotype
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=Path, default=Path("runs/darts_rnn/text"))
     parser.add_argument("--space", default="enas_rnn")
     parser.add_argument(
         "--found", action="append", default=[], metavar="NAME=CELL", help="the folder of a search, or a published cell"
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=20.0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/derived_text_cells"))
     given = parser.parse_args()
     torch.set_num_threads(1)  # beside others, threads wait for each other
 

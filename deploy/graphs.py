@@ -1,7 +1,7 @@
 """ONNX graphs under construction: the same operators in floating point and in integers.
 
-Blocks are written by deploy/emitters.py without knowing which: a graph decides what stands around an operator. Layers with bits of
-their own stand in integers in either, on the grids that they were trained on.
+Blocks are written by deploy/emitters.py without knowing which: a graph decides what stands around an operator. Layers with
+bits of their own stand in integers in either, on the grids that they were trained on.
 """
 
 from __future__ import annotations
