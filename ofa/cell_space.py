@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from ofa.block_spec import BlockSpec
 from ofa.cell_edges import (
@@ -31,19 +31,21 @@ from ofa.cell_edges import (
 )
 from ofa.errors import OfaError
 from ofa.genotype import INPUTS, Genotype, GenotypeError, Node
+from ofa.numbered_space import NumberedSpace, Numbers
 from ofa.slots import fixed
-from ofa.space import ArchConfig, Dimension, SearchSpace, Slot, Value
+from ofa.space import ArchConfig, Dimension, Slot, Value
 
 STEMS = {"cifar": 4, "imagenet": 32}  # -> what the resolution must be a multiple of: reductions halve it without a rest
-Numbers = tuple[tuple[str, int | str], ...]
 STEM_MULTIPLIER = 3  # width of CIFAR's stem over that of the first cell
 
 
 @dataclass(frozen=True)
-class CellSpace(SearchSpace):
+class CellSpace(NumberedSpace):
     """A cell space as numbers. Any two states, or with `repeats` one of them twice, may feed a node."""
 
-    base: str  # name without the numbers that follow it
+    NUMBERS: ClassVar = {"cells": "cells", "channels": "channels", "resolution": "resolution_px", "stem": "stem"}
+
+    base: str
     operations: tuple[str, ...]  # of OPERATIONS, cheapest first
     nodes: int = 4
     repeats: bool = False  # whether a node may read one state twice
@@ -57,10 +59,10 @@ class CellSpace(SearchSpace):
     head_act: str = "none"  # before pooling
     classifier_bias: bool = True
     kernel_transforms: bool = False
-    usual: Numbers = ()  # numbers that its name leaves out; (): those that it is made with
+    usual: Numbers = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "usual", self.usual or tuple(self.numbers.items()))
+        super().__post_init__()
         if self.stem not in STEMS:
             raise OfaError(f"{self.base}: stem is {self.stem!r}, expected {' or '.join(STEMS)}")
         if self.cells < 3:
@@ -74,12 +76,6 @@ class CellSpace(SearchSpace):
             )
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        """Base name, and the numbers that were changed with `with_numbers`: "darts:cells=8,channels=16"."""
-        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if (key, value) not in self.usual)
-        return f"{self.base}:{changed}" if changed else self.base
-
-    @property
     def auxiliary_block(self) -> str:  # type: ignore[override]
         """The second reduction cell."""
         return f"cell{self.reductions[1]}"
@@ -88,25 +84,6 @@ class CellSpace(SearchSpace):
     def reductions(self) -> tuple[int, int]:
         """Which cells halve the resolution."""
         return self.cells // 3, 2 * self.cells // 3
-
-    @property
-    def numbers(self) -> dict[str, int | str]:
-        """What `with_numbers` changes."""
-        return {"cells": self.cells, "channels": self.channels, "resolution": self.resolution_px, "stem": self.stem}
-
-    def with_numbers(self, **numbers: int | str) -> CellSpace:
-        """Return the same cells in a network of another size.
-
-        Raises:
-            OfaError: for an unknown name or a number that no network can have.
-        """
-        if unknown := sorted(set(numbers) - set(self.numbers)):
-            raise OfaError(f"{self.base} has no number {unknown[0]!r}; it has: {', '.join(self.numbers)}")
-        for name, value in numbers.items():
-            if type(value) is not type(self.numbers[name]):
-                raise OfaError(f"{self.base}: {name} is {value!r}, expected something like {self.numbers[name]!r}")
-        fields: dict[str, Any] = {**self.numbers, **numbers}
-        return replace(self, resolution_px=fields.pop("resolution"), **fields)
 
     def weight_group(self, spec: BlockSpec) -> str:
         """Operations share no weights, kernel sizes neither."""

@@ -13,12 +13,13 @@ architecture at a time, and what asks for all blocks of the space is refused (Se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from ofa.block_spec import IMAGES, Blocks, BlockSpec, last_readers, wiring
 from ofa.errors import OfaError
+from ofa.numbered_space import NumberedSpace, Numbers
 from ofa.space import ArchConfig, Dimension, RestrictedSpace, SearchSpace, Slot, Value
 
 KERNEL_SIZES, FILTERS, STRIDES = (1, 3, 5, 7), (24, 36, 48, 64), (1, 2, 3)  # Zoph and Le 2017, section 4.1
@@ -30,8 +31,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ConvChainSpace(SearchSpace):
+class ConvChainSpace(NumberedSpace):
     """The space as numbers."""
+
+    NUMBERS: ClassVar = {"layers": "layers", "least_depth": "least_depth", "strides": "strides", "resolution": "resolution_px"}
 
     base: str
     layers: int = 15  # at most
@@ -41,12 +44,12 @@ class ConvChainSpace(SearchSpace):
     num_classes: int = 10
     bn_eps: float = 1e-5
     kernel_transforms: bool = False
-    usual: tuple[tuple[str, int], ...] = ()  # numbers that its name leaves out; (): those that it is made with
+    usual: Numbers = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "usual", self.usual or tuple(self.numbers.items()))
+        super().__post_init__()
         for name, least in LEAST.items():
-            if self.numbers[name] < least:
+            if getattr(self, self.NUMBERS[name]) < least:
                 raise OfaError(f"{self.base}: {name} is {self.numbers[name]}, expected at least {least}")
         if self.least_depth > self.layers:
             raise OfaError(f"{self.base}: least_depth is {self.least_depth}, expected at most layers, {self.layers}")
@@ -55,31 +58,16 @@ class ConvChainSpace(SearchSpace):
                 f"{self.base}: {self.layers} layers with {self.strides} strides, expected at most {MAX_LAYERS} and {len(STRIDES)}"
             )
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Base name, and the numbers that were changed with `with_numbers`: "nas_rl_cnn:layers=20,strides=3"."""
-        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if (key, value) not in self.usual)
-        return f"{self.base}:{changed}" if changed else self.base
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """What `with_numbers` changes."""
-        depths = {"layers": self.layers, "least_depth": self.least_depth}
-        return {**depths, "strides": self.strides, "resolution": self.resolution_px}
-
     def with_numbers(self, **numbers: int | str) -> ConvChainSpace:
         """Return the same choices in networks of another size; `layers` alone takes the least depth down with it.
 
         Raises:
             OfaError: for an unknown name or a number that no network can have.
         """
-        for name, value in numbers.items():
-            if name not in self.numbers or not isinstance(value, int):
-                raise OfaError(f"{self.base} has no number {name} = {value!r}; it has: {self.numbers}")
-        fields = {**self.numbers, **numbers}
-        if "least_depth" not in numbers:
-            fields["least_depth"] = min(self.least_depth, max(int(fields["layers"]), LEAST["least_depth"]))
-        return replace(self, resolution_px=fields.pop("resolution"), **fields)  # type: ignore[arg-type]
+        layers = numbers.get("layers", self.layers)
+        if "least_depth" not in numbers and isinstance(layers, int):
+            numbers["least_depth"] = min(self.least_depth, max(layers, LEAST["least_depth"]))
+        return super().with_numbers(**numbers)
 
     @property
     def depths(self) -> tuple[int, ...]:

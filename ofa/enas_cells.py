@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import ClassVar
 
 from ofa.cell_edges import Cell, HandedOn, Width, numbers_in, spec_of, state_name
 from ofa.cell_space import CellSpace
@@ -25,6 +26,8 @@ JOINS = ("concat", "conv")
 class EnasMicroSpace(CellSpace):
     """The micro space as numbers."""
 
+    NUMBERS: ClassVar = {**CellSpace.NUMBERS, "join": "join"}
+
     nodes: int = 5
     repeats: bool = True
     cells: int = 17  # two more than the publication counts
@@ -38,11 +41,6 @@ class EnasMicroSpace(CellSpace):
             raise OfaError(f"{self.base}: cells is {self.cells}, expected at least 5")
         if self.join not in JOINS:
             raise OfaError(f"{self.base}: join is {self.join!r}, expected {' or '.join(JOINS)}")
-
-    @property
-    def numbers(self) -> dict[str, int | str]:
-        """What `with_numbers` changes."""
-        return {**super().numbers, "join": self.join}
 
     @property
     def reductions(self) -> tuple[int, int]:

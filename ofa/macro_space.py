@@ -15,15 +15,16 @@ to. Released final networks have full convolutions in place of separable ones (`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import ClassVar
 
 from ofa.block_spec import BlockSpec
 from ofa.cell_edges import spec_of
 from ofa.errors import OfaError
+from ofa.numbered_space import NumberedSpace, Numbers
 from ofa.slots import fixed
-from ofa.space import Dimension, SearchSpace, Slot, Value
+from ofa.space import Dimension, Slot, Value
 
 OPERATIONS = {  # -> kind of block, kernel size
     "avg_pool_3x3": ("avgpool", 3),
@@ -37,8 +38,17 @@ WORDS = {"join": ("concat", "add", "conv"), "separable": ("yes", "no")}
 
 
 @dataclass(frozen=True)
-class MacroSpace(SearchSpace):
+class MacroSpace(NumberedSpace):
     """The macro space as numbers."""
+
+    NUMBERS: ClassVar = {
+        "layers": "layers",
+        "channels": "channels",
+        "resolution": "resolution_px",
+        "growth": "growth",
+        "join": "join",
+        "separable": "separable",
+    }
 
     base: str = "enas_macro"
     layers: int = 12
@@ -50,10 +60,10 @@ class MacroSpace(SearchSpace):
     num_classes: int = 10
     bn_eps: float = 1e-5
     kernel_transforms: bool = False
-    usual: tuple[tuple[str, int | str], ...] = ()  # numbers that its name leaves out; (): those that it is made with
+    usual: Numbers = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "usual", self.usual or tuple(self.numbers.items()))
+        super().__post_init__()
         for name, least in (("layers", 3), ("channels", 2), ("growth", 1)):
             if getattr(self, name) < least:
                 raise OfaError(f"{self.base}: {name} is {getattr(self, name)}, expected at least {least}")
@@ -64,30 +74,6 @@ class MacroSpace(SearchSpace):
         for name, words in WORDS.items():
             if getattr(self, name) not in words:
                 raise OfaError(f"{self.base}: {name} is {getattr(self, name)!r}, expected {' or '.join(words)}")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Base name, and the numbers that were changed with `with_numbers`."""
-        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if (key, value) not in self.usual)
-        return f"{self.base}:{changed}" if changed else self.base
-
-    @property
-    def numbers(self) -> dict[str, int | str]:
-        """What `with_numbers` changes."""
-        words: dict[str, int | str] = {"growth": self.growth, "join": self.join, "separable": self.separable}
-        return {"layers": self.layers, "channels": self.channels, "resolution": self.resolution_px, **words}
-
-    def with_numbers(self, **numbers: int | str) -> MacroSpace:
-        """Return the same choices in a network of another size or form.
-
-        Raises:
-            OfaError: for an unknown name or a number that no network can have.
-        """
-        for name, value in numbers.items():
-            if name not in self.numbers or type(value) is not type(self.numbers[name]):
-                raise OfaError(f"{self.base} has no number {name} = {value!r}; it has: {self.numbers}")
-        fields: dict[str, Any] = {**self.numbers, **numbers}
-        return replace(self, resolution_px=fields.pop("resolution"), **fields)
 
     def weight_group(self, spec: BlockSpec) -> str:
         """Operations share no weights, kernel sizes neither."""

@@ -7,32 +7,35 @@ share them. Source: Guo et al. 2020 (Single Path One-Shot, arXiv 1904.00420), se
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
+from ofa.numbered_space import NumberedSpace, Numbers
 from ofa.slots import fixed, shrunk
-from ofa.space import Dimension, SearchSpace, Slot
+from ofa.space import Dimension, Slot
 
 CHOICES = {"shuffle3": ("shuffle", 3), "shuffle5": ("shuffle", 5), "shuffle7": ("shuffle", 7), "xception": ("xception", 3)}
 STEMS = {"imagenet": (2, 2), "cifar": (1, 1)}  # -> strides of the first convolution and of the first stage
 STAGES = ((1, 4), (1, 10), (2, 20), (1, 40))  # (blocks, width), times the numbers `blocks` and `channels`
 FINAL_WIDTH = 64  # of the last convolution, likewise
 MOST_SIDE_PX = 2048
-Numbers = tuple[tuple[str, int | str], ...]
 
 
 @dataclass(frozen=True)
-class ShuffleNetSpace(SearchSpace):
+class ShuffleNetSpace(NumberedSpace):
     """A ShuffleNet-like space as numbers; as it comes 20 blocks of widths 64, 160, 320 and 640, for 224 px.
 
     A choice block's widest branch has half of the block's output channels times its scale. The stem "cifar" has neither a stride
-    in the first convolution nor one in the first stage: 32 px end as 4.
+    in the first convolution nor one in the first stage: 32 px end as 4. Its numbers are the resolution, the stem, the channels
+    of the first convolution (all other widths in proportion) and the blocks of the first stage (the others in proportion).
     """
 
-    base: str  # name without the numbers that follow it
+    NUMBERS: ClassVar = {"resolution": "resolution_px", "stem": "stem", "channels": "channels", "blocks": "first_blocks"}
+
+    base: str
     scales: tuple[float, ...] = (1.0,)  # of a branch's width, smallest first; one of them is no choice
     bit_pairs: tuple[tuple[int, int], ...] = ()  # bits of (weights, activations) of a block, cheapest first; () = no choice
     resolution_px: int = 224
@@ -42,10 +45,10 @@ class ShuffleNetSpace(SearchSpace):
     num_classes: int = 1000
     bn_eps: float = 1e-5
     kernel_transforms: bool = False
-    usual: Numbers = ()  # numbers that its name leaves out; (): those that it is made with
+    usual: Numbers = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "usual", self.usual or tuple(self.numbers.items()))
+        super().__post_init__()
         if self.stem not in STEMS:
             raise OfaError(f"{self.base}: stem is {self.stem!r}, expected {' or '.join(STEMS)}")
         if self.channels < 2 or self.channels % 2:
@@ -56,40 +59,6 @@ class ShuffleNetSpace(SearchSpace):
             raise OfaError(f"{self.base}: resolution is {self.resolution_px}, expected 8 to {MOST_SIDE_PX} px")
         if not self.scales or min(self.scales) <= 0:
             raise OfaError(f"{self.base}: scales are {self.scales}, expected numbers above 0")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Base name, and the numbers that were changed with `with_numbers`: "shufflenet:resolution=32,stem=cifar"."""
-        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if (key, value) not in self.usual)
-        return f"{self.base}:{changed}" if changed else self.base
-
-    @property
-    def numbers(self) -> dict[str, int | str]:
-        """What `with_numbers` changes."""
-        return {
-            "resolution": self.resolution_px,
-            "stem": self.stem,
-            "channels": self.channels,
-            "blocks": self.first_blocks,
-        }
-
-    def with_numbers(self, **numbers: int | str) -> ShuffleNetSpace:
-        """Return the same choices in a network of another size.
-
-        Args:
-            numbers: resolution, px; stem, "imagenet" or "cifar"; channels of the first convolution (16, and all other widths in
-                proportion); blocks of the first stage (4, and the other stages in proportion).
-
-        Raises:
-            OfaError: for an unknown name or a number that no network can have.
-        """
-        if unknown := sorted(set(numbers) - set(self.numbers)):
-            raise OfaError(f"{self.base} has no number {unknown[0]!r}; it has: {', '.join(self.numbers)}")
-        for name, value in numbers.items():
-            if type(value) is not type(self.numbers[name]):
-                raise OfaError(f"{self.base}: {name} is {value!r}, expected something like {self.numbers[name]!r}")
-        fields: dict[str, Any] = {**self.numbers, **numbers}
-        return replace(self, resolution_px=fields.pop("resolution"), first_blocks=fields.pop("blocks"), **fields)
 
     def weight_group(self, spec: BlockSpec) -> str:
         """A choice is a group: it shares no weights with the others, but its widths and bits share theirs."""

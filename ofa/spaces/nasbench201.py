@@ -7,14 +7,16 @@ cells a stage from 16 channels on, as in the benchmark; other sizes by their num
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from ofa.block_spec import BlockSpec
 from ofa.errors import OfaError
 from ofa.formats.nasbench201 import EDGES
+from ofa.numbered_space import NumberedSpace, Numbers
 from ofa.slots import fixed
-from ofa.space import Dimension, SearchSpace, Slot
+from ofa.space import Dimension, Slot
 
 OPERATIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")  # cheapest first
 BLOCKS = {"avg_pool_3x3": ("avgpool", 3), "nor_conv_1x1": ("relu_conv", 1), "nor_conv_3x3": ("relu_conv", 3)}
@@ -22,8 +24,10 @@ NODES, STAGES = 3, 3
 
 
 @dataclass(frozen=True)
-class NasBench201Space(SearchSpace):
+class NasBench201Space(NumberedSpace):
     """The benchmark's networks as numbers."""
+
+    NUMBERS: ClassVar = {"cells": "cells", "channels": "channels", "resolution": "resolution_px"}
 
     base: str = "nasbench201"
     cells: int = 5  # a stage
@@ -32,37 +36,14 @@ class NasBench201Space(SearchSpace):
     num_classes: int = 10
     bn_eps: float = 1e-5
     kernel_transforms: bool = False
-    usual: tuple[tuple[str, int], ...] = ()  # numbers that its name leaves out; (): those that it is made with
+    usual: Numbers = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "usual", self.usual or tuple(self.numbers.items()))
+        super().__post_init__()
         if self.cells < 1 or self.channels < 1:
             raise OfaError(f"{self.base}: {self.cells} cells of {self.channels} channels, expected at least 1 of each")
         if self.resolution_px < 4 or self.resolution_px % 4:
             raise OfaError(f"{self.base}: resolution is {self.resolution_px}, expected a multiple of 4 px")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Base name, and the numbers that were changed with `with_numbers`."""
-        changed = ",".join(f"{key}={value}" for key, value in self.numbers.items() if (key, value) not in self.usual)
-        return f"{self.base}:{changed}" if changed else self.base
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """What `with_numbers` changes."""
-        return {"cells": self.cells, "channels": self.channels, "resolution": self.resolution_px}
-
-    def with_numbers(self, **numbers: int | str) -> NasBench201Space:
-        """Return the same cells in a network of another size.
-
-        Raises:
-            OfaError: for an unknown name or a number that no network can have.
-        """
-        for name, value in numbers.items():
-            if name not in self.numbers or not isinstance(value, int):
-                raise OfaError(f"{self.base} has no number {name} = {value!r}; it has: {self.numbers}")
-        fields = {**self.numbers, **numbers}
-        return replace(self, cells=fields["cells"], channels=fields["channels"], resolution_px=fields["resolution"])  # type: ignore[arg-type]
 
     def weight_group(self, spec: BlockSpec) -> str:
         """Operations share no weights, kernel sizes neither."""

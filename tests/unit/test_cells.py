@@ -128,7 +128,7 @@ def test_numbers_follow_a_spaces_name():
         ("darts:cells=many", "cells is 'many'"),
         ("darts:cells", "expected numbers such as"),
         ("mbv3_tiny_image:cells=3", "comes in one size"),
-        ("nasbench201:stem=3", "has no number stem"),
+        ("nasbench201:stem=3", "has no number 'stem'"),
     ],
 )
 def test_numbers_that_no_network_has_are_refused(name, message):

@@ -184,8 +184,8 @@ def test_what_cannot_be_listed_is_refused_at_once():
         ("layers=65", "65 layers"),
         ("strides=4", "4 strides"),
         ("resolution=1", "resolution is 1"),
-        ("cells=3", "has no number cells"),
-        ("layers=x", "has no number layers = 'x'"),
+        ("cells=3", "has no number 'cells'"),
+        ("layers=x", "layers is 'x', expected something like 15"),
     ],
 )
 def test_numbers_that_no_network_has_are_refused(numbers, message):
