@@ -35,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--random", type=int, default=3, help="random networks")
     parser.add_argument("--space", default="darts:cells=8,channels=8", help="with the numbers of what is trained")
+    parser.add_argument("--classes", type=int, default=10, help="of the data, for the counts")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--drop-path", type=float, default=0.1, help="of cells")
@@ -45,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)  # beside others, threads wait for each other
 
-    space = get_space(given.space)
+    space = get_space(given.space, num_classes=given.classes)
     cells = {name: within(space, *find_arch(word)) for name, _, word in (f.partition("=") for f in given.found)}
     drawn = space.decode(space.sample(np.random.default_rng(0), given.random))
     cells |= {f"random_{i}": arch for i, arch in enumerate(drawn)}

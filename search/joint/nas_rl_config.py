@@ -89,7 +89,7 @@ class NasRlConfig:
         if not space.slots:
             raise OfaError(f"space {self.space}: its networks read no images; expected {CONVOLUTIONS} or one of: ofa spaces")
         if space.size() == 1:
-            raise OfaError(f"{space.name}: holds one network, so there is nothing to search; train it with: ofa train --arch")
+            raise OfaError(f"{space.name}: is one network, there is nothing to search; train it: ofa train --arch {space.name}")
         if self.space != CONVOLUTIONS:
             return space
         numbers = {"layers": self.layers, "strides": self.strides, "resolution": self.resolution}

@@ -179,7 +179,7 @@ def _check_limits(space: SearchSpace, where: Sequence[str], out: Path) -> list[s
         space: with the fewest classes that there can be: nothing costs less.
     """
     if space.size() == 1:
-        raise SearchError(f"{space.name}: holds one network, so there is nothing to search; train it with: ofa train --arch")
+        raise SearchError(f"{space.name}: is one network, there is nothing to search; train it: ofa train --arch {space.name}")
     makers: dict[str, Callable[[Limit], CostModel]] = {
         **dict.fromkeys(("macs", "params", "bitops"), lambda limit: _count(limit, space)),
         "memory": lambda limit: MemoryCost(space, limit.precision or "fp32"),
