@@ -252,7 +252,7 @@ def test_settings_that_make_no_search_are_refused(settings, message):
 def test_spaces_and_images_that_cannot_be_searched_are_refused(tmp_path):
     with pytest.raises(OfaError, match="read no images"):
         search_nas_rl("digits", tmp_path / "run", config=dataclasses.replace(TINY, space="darts_rnn"))
-    with pytest.raises(OfaError, match="mobilenet_v2: holds one network, so there is nothing to search"):
+    with pytest.raises(OfaError, match="mobilenet_v2: is one network, there is nothing to search"):
         search_nas_rl("digits", tmp_path / "run", config=dataclasses.replace(TINY, space="mobilenet_v2"))
     with pytest.raises(SearchError, match="192 training images, fewer than batch_size 256"):
         search_nas_rl("digits", tmp_path / "run", config=dataclasses.replace(TINY, batch_size=256))

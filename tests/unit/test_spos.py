@@ -265,7 +265,7 @@ def test_what_was_found_is_trained_in_a_run_of_its_own(weights, epochs, tmp_path
         ({"where": ["latency@pi4 <= 12ms"]}, r"limit on pi4: .* train first \(--generations 0\), then measure it: ofa profile"),
         ({"where": ["macs <= 90%", "macs <= 1M"]}, "macs"),
         ({"where": ["macs < 3"]}, "expected QUANTITY"),
-        ({"space": "mobilenet_v2"}, "holds one network, so there is nothing to search"),
+        ({"space": "mobilenet_v2"}, "is one network, there is nothing to search"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_trained(options, match, tmp_path):
