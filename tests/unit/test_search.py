@@ -254,7 +254,7 @@ def test_limits_are_read_with_their_units(text, key, bound):
         ("latency@pi4 <= 3 parsecs", "unknown unit 'parsecs'"),
         ("latency <= 3ms", "needs a device"),
         ("macs@pi4 <= 3M", "takes no device"),
-        ("speed <= 3ms", "unknown quantity 'speed'; known: latency, macs, params, top1"),
+        ("speed <= 3ms", "unknown quantity 'speed'; known: latency, macs, params, bitops, top1"),
         ("latency@pi4 >= 3ms", "latency takes <="),
         ("macs <= 60%", "only a search knows a share of the largest network"),
         ("top1 <= 0.9", "top1 takes >="),

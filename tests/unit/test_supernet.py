@@ -104,7 +104,11 @@ def test_a_dropped_branch_leaves_the_shortcut_alone():
 # -- sorting --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list_elastic_spaces())
+# elsewhere no channels have an order: there are no elastic stages
+STAGED = [name for name in list_elastic_spaces() if any(slot.stage for slot in get_space(name).slots)]
+
+
+@pytest.mark.parametrize("name", STAGED)
 @pytest.mark.parametrize("num_trained", [0, 1])
 def test_sorting_keeps_the_largest_network_and_its_tensors(name, num_trained):
     space = get_space(name)
