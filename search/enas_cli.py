@@ -11,6 +11,7 @@ import typer
 from ofa.cli import Resume
 from ofa.errors import OfaError
 from search.given import needed, refuse, some
+from search.nas_options import Data, Flip, MaxImages, Resolution, Seed
 
 if TYPE_CHECKING:
     from ofa.run_dir import Run
@@ -27,12 +28,7 @@ def enas(
     space: Annotated[
         str, typer.Option(help="micro (a normal and a reduction cell), macro (a chain with skips) or rnn (a recurrent cell).")
     ] = "micro",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/, a folder a class."
-        ),
-    ] = None,
+    data: Data = None,
     text: Annotated[
         Path | None, typer.Option(help="rnn: a text file, or a folder with train.txt, valid.txt and test.txt.")
     ] = None,
@@ -50,7 +46,7 @@ def enas(
     final_channels: Annotated[
         int | None, typer.Option(help="Of the first cells or layers of the network to be trained; default 36.")
     ] = None,
-    resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
+    resolution: Resolution = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Passes over the images or the text; default 150, macro 310."),
@@ -77,9 +73,7 @@ def enas(
     train_portion: Annotated[
         float | None, typer.Option(help="Share of the images that weights learn from, the rest rewards; default 0.9.")
     ] = None,
-    max_images: Annotated[
-        int | None, typer.Option(help="Search on so many training images only, for small machines; default: all.")
-    ] = None,
+    max_images: MaxImages = None,
     reward: Annotated[
         str | None,
         typer.Option(help="What costs are worth, with --where: mnasnet_soft, mnasnet_hard or mobilenetv3; default: nothing."),
@@ -101,11 +95,9 @@ def enas(
     dropout: Annotated[
         float | None, typer.Option(help="rnn: factor on all published dropouts; 0 = none; small networks need less than 1.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    seed: Seed = None,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
-    ] = None,
+    flip: Flip = None,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
 ) -> Path | None:
     """Search as ENAS does: a controller writes architectures that share their weights.

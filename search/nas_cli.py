@@ -12,6 +12,7 @@ from ofa.cli import Resume
 from ofa.cli_support import command
 from search.enas_cli import enas
 from search.given import needed, refuse, some
+from search.nas_options import Data, Flip, MaxImages, Resolution, Seed
 from search.nas_rl_cli import nas_rl
 from search.spos_cli import spos
 
@@ -53,12 +54,7 @@ NOT_SETTINGS = ("data", "table", "flip")  # besides, what a search of text has n
 @command
 def darts(
     out: Annotated[Path, typer.Option(help="Run directory to write, e.g. runs/darts.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/, a folder a class."
-        ),
-    ] = None,
+    data: Data = None,
     rnn: Annotated[bool, typer.Option("--rnn", help="Search a recurrent cell for text instead; needs --text.")] = False,
     text: Annotated[
         Path | None, typer.Option(help="A text file, or a folder with train.txt, valid.txt and test.txt; with --rnn.")
@@ -99,17 +95,15 @@ def darts(
         int | None, typer.Option(help="Cells of the search network; default 8, of nasbench201 5 in each of three stages.")
     ] = None,
     channels: Annotated[int | None, typer.Option(help="Channels of its first cell; default 16.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
+    resolution: Resolution = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images, or the text; default 50.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step, for weights and for alphas alike; default 64, of text 256.")
     ] = None,
-    max_images: Annotated[
-        int | None, typer.Option(help="Search on so many training images only, for small machines; default: all.")
-    ] = None,
+    max_images: MaxImages = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the weights at first; default 0.025, of text 20.")] = None,
     alpha_lr: Annotated[float | None, typer.Option(help="Learning rate of the alphas; default 0.0003, of text 0.003.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    seed: Seed = None,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
     max_skips: Annotated[int | None, typer.Option(help="Guard: most skips in the derived normal cell (P-DARTS has 2).")] = None,
     stop_skips: Annotated[
@@ -131,9 +125,7 @@ def darts(
     latency_weight: Annotated[
         float | None, typer.Option(help="How hard: the loss that twice the target adds; default 1; with --target-ms and --table.")
     ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
-    ] = None,
+    flip: Flip = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = None,
 ) -> Path | None:
     """Search cells as DARTS does: images, or with --rnn text.
@@ -188,7 +180,7 @@ def cdarts(
     cells: Annotated[int | None, typer.Option(help="Cells of the search network; default 8.")] = None,
     evaluation_cells: Annotated[int | None, typer.Option(help="Cells of the evaluation network; default 20.")] = None,
     channels: Annotated[int | None, typer.Option(help="Channels of the first cell of both; default 16.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Input pixels; default 32.")] = None,
+    resolution: Resolution = None,
     pretrain_epochs: Annotated[int | None, typer.Option(help="Epochs of the search network alone at first; default 5.")] = None,
     cycles: Annotated[
         int | None, typer.Option(help="Times that cells are derived, warmed up and learn jointly; default 5.")
@@ -210,19 +202,15 @@ def cdarts(
     penalty: Annotated[
         float | None, typer.Option(help="Of skip connections' alphas at first; default 5, 0 after half of the joint epochs.")
     ] = None,
-    max_images: Annotated[
-        int | None, typer.Option(help="Search on so many training images only, for small machines; default: all.")
-    ] = None,
+    max_images: MaxImages = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the search network at first; default 0.05.")] = None,
     evaluation_lr: Annotated[
         float | None, typer.Option(help="Learning rate of the evaluation network as a cycle begins; default 0.1.")
     ] = None,
     alpha_lr: Annotated[float | None, typer.Option(help="Learning rate of the alphas; default 0.0006.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    seed: Seed = None,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
-    ] = None,
+    flip: Flip = None,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
 ) -> Path | None:
     """Search cells as Cyclic-DARTS does: with a second network that teaches the first.

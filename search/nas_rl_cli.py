@@ -10,6 +10,7 @@ import typer
 
 from ofa.cli import Resume
 from search.given import needed, refuse, some
+from search.nas_options import Data, Flip, Seed
 
 if TYPE_CHECKING:
     from ofa.run_dir import Run
@@ -32,12 +33,7 @@ def nas_rl(
             "space of images (`ofa spaces`), e.g. darts:cells=4,channels=8."
         ),
     ] = "cnn",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, cifar10, cifar100, fashion_mnist, or a directory or .tar[.xz] with train/ and test/, a folder a class."
-        ),
-    ] = None,
+    data: Data = None,
     text: Annotated[
         Path | None, typer.Option(help="With rnn: a text file, or a folder with train.txt, valid.txt and test.txt.")
     ] = None,
@@ -101,11 +97,9 @@ def nas_rl(
         float | None,
         typer.Option(help="With rnn: factor on all dropouts, as for `ofa train-text`; default 1, small networks need less."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    seed: Seed = None,
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint in --out.")] = Resume.never,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
-    ] = None,
+    flip: Flip = None,
     device: Annotated[
         str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ... where children are trained.")
     ] = "auto",

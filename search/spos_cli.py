@@ -11,6 +11,7 @@ import typer
 
 from ofa.cli import Resume
 from search.given import refuse, some
+from search.nas_options import Flip, Seed
 
 if TYPE_CHECKING:
     from ofa.run_dir import Run
@@ -100,13 +101,11 @@ def spos(
         int | None, typer.Option(help="Of that training; default: the supernet's, or a tenth of them with --weights inherit.")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="Where to measure: joblib:2, dask:ADDRESS or ray:ADDRESS.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it; default 0.")] = None,
+    seed: Seed = None,
     resume: Annotated[
         Resume, typer.Option(help="auto: go on in --out, with the training or the evolution, wherever it was stopped.")
     ] = Resume.never,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; default: unless digits or clothes.")
-    ] = None,
+    flip: Flip = None,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")] = "auto",
     fix: Annotated[
         list[str] | None,
