@@ -13,7 +13,7 @@ from ofa.space import ARCH_SCHEMA
 from search.cells_shown import ShownCell, cells_in, shown_cells
 from search.chain_drawing import chain_of, draw_chain
 from search.drawing import draw_network, most_channels
-from search.joint.candidates import read_candidates
+from search.joint.candidates import read_candidates, read_held_out
 from search.joint.nas_rl import train_commands
 from search.joint.record import ARC, FOLDER, SearchRecord, read_search, train_command
 from search.plots import curves_plot
@@ -76,6 +76,7 @@ def show_controller(run: Run) -> dict[str, Any] | None:
         "candidates": candidates[:MOST],
         "left_out": max(0, len(candidates) - MOST),
         "images": images,
+        "held_out": read_held_out(run.path / FOLDER),
         "train": _train(run, record) if record.has_ended else [],
     }
 

@@ -39,6 +39,14 @@ def write_candidates(folder: Path, ranked: Sequence[Candidate], *, images: int, 
     write_json(folder / CANDIDATES, {"schema": SCHEMA, **measured, "candidates": [asdict(c) for c in ranked]})
 
 
+def read_held_out(folder: Path) -> tuple[float, int] | None:
+    """Return the best one's accuracy on images that nothing was chosen by, and their number; None where it was not measured."""
+    path = folder / CANDIDATES
+    record = read_json(path, schema=SCHEMA) if path.exists() else {}
+    top1, number = record.get("held_out_top1"), record.get("held_out")
+    return (float(top1), number) if isinstance(top1, int | float) and isinstance(number, int) else None
+
+
 def read_candidates(folder: Path) -> tuple[list[Candidate], int]:
     """Return a ranking and the number of images that it was measured on; nothing and 0 before a search has ended.
 

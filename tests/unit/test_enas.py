@@ -22,7 +22,7 @@ from ofa.supernet import Supernet
 from ofa.training.checkpoint import load_training, newest_checkpoint
 from search.joint import alternating, enas_space, stepping
 from search.joint.alternating import AlternatingSearch
-from search.joint.candidates import read_candidates
+from search.joint.candidates import read_candidates, read_held_out
 from search.joint.enas import search_enas
 from search.joint.enas_config import EnasConfig, configure
 from search.joint.enas_space import ChildSpace
@@ -196,6 +196,9 @@ def test_a_search_writes_what_the_rest_of_the_toolkit_reads(whole):
 def test_the_best_of_the_candidates_is_found(whole):
     _, path = whole
     ranked, images = read_candidates(path / "nas")
+    top1, held_out = read_held_out(path / "nas")
+    assert 0 <= top1 <= 1
+    assert top1 * held_out == pytest.approx(round(top1 * held_out))  # a share of so many images
     assert (path / "arc.txt").read_text().strip() == ranked[0].arc
     assert [c.reward for c in ranked] == sorted((c.reward for c in ranked), reverse=True)
     assert sum(c.drawn for c in ranked) == 3
